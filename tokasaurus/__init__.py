@@ -1,0 +1,23 @@
+"""Tokasaurus: an LLM inference engine for throughput.
+
+Public names are imported on first use, so that `import tokasaurus` stays cheap in every process.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "LLM": "tokasaurus.api.llm",
+    "SamplingParams": "tokasaurus.server.sampling_params",
+    "EngineConfig": "tokasaurus.config.engine_config",
+}
+
+__all__ = ["LLM", "EngineConfig", "SamplingParams", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'tokasaurus' has no attribute {name!r}")
+    return getattr(import_module(_EXPORTS[name]), name)

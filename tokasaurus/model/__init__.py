@@ -1,0 +1,1 @@
+"""The decoder, its layers and kernels, checkpoint loading and sampling: all tensor code."""

@@ -1,0 +1,1 @@
+"""Paged attention behind one narrow interface (`backend.py`), one module per backend."""

@@ -6,7 +6,7 @@ blocks: what bounds memory is the server's limit on accepted requests.
 
 from collections import deque
 from types import UnionType
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 import zmq
@@ -15,7 +15,6 @@ import zmq.asyncio
 from tokasaurus.ipc.codec import Decoder, Encoder
 
 M = TypeVar("M")
-M_co = TypeVar("M_co", covariant=True)
 
 
 class Outbox(Protocol):
@@ -26,13 +25,13 @@ class Outbox(Protocol):
     def close(self) -> None: ...
 
 
-class Inbox(Protocol[M_co]):
+class Inbox(Protocol[M]):
     """Where a process finds what its peers sent."""
 
-    def receive(self, timeout_seconds: float | None) -> M_co | None:
+    def receive(self, timeout_seconds: float | None) -> M | None:
         """Wait for one message; None after the timeout. A timeout of None waits forever."""
 
-    def drain(self) -> list[M_co]:
+    def drain(self) -> list[M]:
         """All messages that are there now, without waiting."""
 
     def close(self) -> None: ...
@@ -42,7 +41,7 @@ class ZmqOutbox:
     """PUSH socket to `address`; the peer may bind later."""
 
     def __init__(self, address: str) -> None:
-        self._socket = zmq.Context.instance().socket(zmq.PUSH)
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUSH)
         self._socket.set_hwm(0)
         self._socket.setsockopt(zmq.LINGER, 1000)
         self._socket.connect(address)
@@ -59,7 +58,7 @@ class ZmqInbox(Generic[M]):
     """PULL socket bound to `address`, for messages of one union."""
 
     def __init__(self, address: str, message_type: type[M] | UnionType) -> None:
-        self._socket = zmq.Context.instance().socket(zmq.PULL)
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PULL)
         self._socket.set_hwm(0)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.bind(address)
@@ -72,7 +71,7 @@ class ZmqInbox(Generic[M]):
         return self._decoder.decode(self._socket.recv_multipart())
 
     def drain(self) -> list[M]:
-        messages = []
+        messages: list[M] = []
         while True:
             try:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK)

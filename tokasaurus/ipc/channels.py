@@ -6,7 +6,7 @@ blocks: what bounds memory is the server's limit on accepted requests.
 
 from collections import deque
 from types import UnionType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import msgspec
 import zmq

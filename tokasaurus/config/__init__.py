@@ -1,0 +1,1 @@
+"""Options of the engine, and reading a checkpoint's own configuration files."""

@@ -1,0 +1,132 @@
+"""EngineConfig: every option of the engine, its default and its meaning, in one place.
+
+The doc string under a field is its line in `toka --help`.
+"""
+
+from typing import Literal
+
+from tokasaurus.config.strict_config import StrictConfig
+from tokasaurus.errors import ConfigError
+
+DEMO_MODEL = "demo"
+
+
+class EngineConfig(StrictConfig):
+    """Options of one engine; all processes of the engine hold the same one."""
+
+    model: str = "demo"
+    """What to serve: "demo" (the embedded model), a local folder, or a Hugging Face hub id."""
+    tokenizer: str | None = None
+    """Folder or hub id of the tokenizer; None: the model's own."""
+    served_model_name: str | None = None
+    """The name that clients use for the model; None: the value of `model`."""
+    chat_template: str | None = None
+    """File with a Jinja chat template; None: the tokenizer's own."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 lets other machines in."""
+    port: int = 10210
+    """Port to listen on; 0 takes a free one."""
+
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Number format of weights and activations; auto: the checkpoint's."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model runs; auto: a GPU if there is one."""
+    attention_backend: str = "auto"
+    """Attention implementation, such as torch, cpu or flashinfer; auto: the fastest that works."""
+    model_path: Literal["auto", "native", "transformers"] = "auto"
+    """Code that runs the model; auto: native if it knows the architecture, else transformers."""
+    load_format: Literal["auto", "safetensors", "dummy"] = "auto"
+    """How weights are read; dummy draws random ones, to measure speed without a checkpoint."""
+
+    max_model_len: int | None = None
+    """Most tokens (prompt and output) of one sequence; None: the checkpoint's context length."""
+    page_size: int = 16
+    """Tokens in one block of the KV cache."""
+    kv_cache_num_tokens: int | None = None
+    """Size of the KV cache in tokens; None: from measured free memory."""
+    kv_cache_memory_fraction: float = 0.8
+    """Most of the free device memory that the KV cache may take when sized from it."""
+    max_tokens_per_forward: int = 2048
+    """Most tokens (prefill and decode) that one forward pass computes."""
+    max_seqs_per_forward: int = 1024
+    """Most sequences that run at the same time."""
+    scheduling_steps_ahead: int | None = None
+    """Steps planned before their predecessors' tokens are known; None: what suits the device."""
+    cpu_threads: int | None = None
+    """Threads that each worker computes with; None: its share of the physical cores."""
+
+    dp_size: int = 1
+    """Data-parallel replicas of the model, each with its own manager."""
+    pp_size: int = 1
+    """Pipeline-parallel stages of a replica."""
+    tp_size: int = 1
+    """Tensor-parallel shards of a stage."""
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """Least severity of the messages that all processes log."""
+    ready_timeout_seconds: float = 600.0
+    """Start-up fails when a process is not ready after this long."""
+    shutdown_timeout_seconds: float = 10.0
+    """Processes that are still there this long after being asked to stop are killed."""
+    debug_checks: bool = False
+    """Verify the managers' data structures after every step; slow."""
+
+    @property
+    def public_model_name(self) -> str:
+        """The name that clients use for the model."""
+        return self.served_model_name if self.served_model_name is not None else self.model
+
+    def validate(self) -> None:
+        """Raises ConfigError for values out of range and for options that contradict each other."""
+        self._check_ranges()
+        for name in ("model", "host"):
+            if not getattr(self, name):
+                raise ConfigError(f"{name} must not be empty.")
+        for name in ("pp_size", "tp_size"):
+            if getattr(self, name) > 1:
+                raise ConfigError(
+                    f"{name} must be 1: a model can't be spread over several workers yet; "
+                    "use dp_size for more replicas."
+                )
+        if self.max_tokens_per_forward < self.max_seqs_per_forward:
+            raise ConfigError(
+                f"max_tokens_per_forward ({self.max_tokens_per_forward}) must be at least "
+                f"max_seqs_per_forward ({self.max_seqs_per_forward}), because every running "
+                "sequence takes one token of each forward pass."
+            )
+        if self.kv_cache_num_tokens is not None and self.kv_cache_num_tokens < self.page_size:
+            raise ConfigError(
+                f"kv_cache_num_tokens ({self.kv_cache_num_tokens}) must hold at least one block "
+                f"of page_size ({self.page_size}) tokens."
+            )
+
+    def _check_ranges(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"port must be between 0 and 65535, not {self.port}.")
+        if not 0 < self.kv_cache_memory_fraction <= 1:
+            raise ConfigError(
+                "kv_cache_memory_fraction must be above 0 and at most 1, "
+                f"not {self.kv_cache_memory_fraction}."
+            )
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name} must be at least {least}, not {value}.")
+        for name in ("ready_timeout_seconds", "shutdown_timeout_seconds"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}.")
+
+
+_LEAST = {
+    "max_model_len": 2,
+    "page_size": 1,
+    "kv_cache_num_tokens": 1,
+    "max_tokens_per_forward": 1,
+    "max_seqs_per_forward": 1,
+    "scheduling_steps_ahead": 0,
+    "cpu_threads": 1,
+    "dp_size": 1,
+    "pp_size": 1,
+    "tp_size": 1,
+}

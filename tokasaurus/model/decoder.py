@@ -1,0 +1,167 @@
+"""The one decoder that all native families share, built from a `DecoderSpec`.
+
+Shapes: T tokens of a step, S rows that are sampled, D hidden size, N query heads, H head size,
+R rotated elements, V vocabulary.
+"""
+
+import torch
+from torch import nn
+
+from tokasaurus.model.attention.backend import AttentionBackend, AttentionLayer
+from tokasaurus.model.config import DecoderSpec, TensorSpec
+from tokasaurus.model.layers.activation import ACTIVATIONS
+from tokasaurus.model.layers.embedding import Embedding, Head
+from tokasaurus.model.layers.linear import GateUpLinear, Linear, LinearPacker, QKVLinear
+from tokasaurus.model.layers.norm import RMSNorm, make_norm
+from tokasaurus.model.layers.rotary import Rotary, apply_rotary
+
+
+class Attention(nn.Module):
+    """Self-attention over the paged KV cache."""
+
+    def __init__(self, spec: DecoderSpec, index: int, tensors: TensorSpec) -> None:
+        super().__init__()
+        self.qkv = QKVLinear(
+            spec.hidden_size,
+            spec.num_heads,
+            spec.num_kv_heads,
+            spec.head_dim,
+            tensors,
+            bias=spec.qkv_bias,
+        )
+        if spec.qk_norm:
+            self.q_norm = RMSNorm(spec.head_dim, spec.norm_eps, tensors)
+            self.k_norm = RMSNorm(spec.head_dim, spec.norm_eps, tensors)
+        self.has_qk_norm = spec.qk_norm
+        self.out = Linear(
+            spec.num_heads * spec.head_dim,
+            spec.hidden_size,
+            tensors,
+            bias=spec.attention_out_bias,
+        )
+        self.layer = AttentionLayer(
+            index=index,
+            num_heads=spec.num_heads,
+            num_kv_heads=spec.num_kv_heads,
+            head_dim=spec.head_dim,
+            scale=spec.head_dim**-0.5,
+            sliding_window=spec.sliding_windows[index],
+        )
+
+    def forward(
+        self, x_TD: torch.Tensor, cos_sin_T1R: torch.Tensor, attention: AttentionBackend
+    ) -> torch.Tensor:
+        q, k, v = self.qkv(x_TD)
+        if self.has_qk_norm:
+            q, k = self.q_norm.normalize(q), self.k_norm.normalize(k)
+        q, k = apply_rotary(q, cos_sin_T1R), apply_rotary(k, cos_sin_T1R)
+        out_TNH = attention.run(q, k, v, self.layer)
+        return self.out(out_TNH.flatten(1))
+
+
+class GatedMLP(nn.Module):
+    """down(activation(gate(x)) * up(x))."""
+
+    def __init__(self, spec: DecoderSpec, tensors: TensorSpec) -> None:
+        super().__init__()
+        self.gate_up = GateUpLinear(
+            spec.hidden_size, spec.intermediate_size, tensors, bias=spec.mlp_bias
+        )
+        self.down = Linear(spec.intermediate_size, spec.hidden_size, tensors, bias=spec.mlp_bias)
+        self.activation = ACTIVATIONS[spec.activation]
+
+    def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
+        gate, up = self.gate_up(x_TD).chunk(2, dim=-1)
+        return self.down(self.activation(gate) * up)
+
+
+class PlainMLP(nn.Module):
+    """down(activation(up(x)))."""
+
+    def __init__(self, spec: DecoderSpec, tensors: TensorSpec) -> None:
+        super().__init__()
+        self.up = Linear(spec.hidden_size, spec.intermediate_size, tensors, bias=spec.mlp_bias)
+        self.down = Linear(spec.intermediate_size, spec.hidden_size, tensors, bias=spec.mlp_bias)
+        self.activation = ACTIVATIONS[spec.activation]
+
+    def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
+        return self.down(self.activation(self.up(x_TD)))
+
+
+class DecoderLayer(nn.Module):
+    """Attention and MLP, one after the other or side by side.
+
+    Takes and returns (output, residual): the next norm adds the two.
+    """
+
+    def __init__(self, spec: DecoderSpec, index: int, tensors: TensorSpec) -> None:
+        super().__init__()
+        self.is_parallel = spec.block != "sequential"
+        self.attention_norm = make_norm(spec.norm, spec.hidden_size, spec.norm_eps, tensors)
+        self.attention = Attention(spec, index, tensors)
+        self.has_mlp_norm = spec.block != "parallel_shared_norm"
+        if self.has_mlp_norm:
+            self.mlp_norm = make_norm(spec.norm, spec.hidden_size, spec.norm_eps, tensors)
+        self.mlp = {"gated": GatedMLP, "plain": PlainMLP}[spec.mlp](spec, tensors)
+
+    def forward(
+        self,
+        x_TD: torch.Tensor,
+        residual_TD: torch.Tensor | None,
+        cos_sin_T1R: torch.Tensor,
+        attention: AttentionBackend,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        normed_TD, residual_TD = self.attention_norm(x_TD, residual_TD)
+        attended_TD = self.attention(normed_TD, cos_sin_T1R, attention)
+        if self.is_parallel:
+            if self.has_mlp_norm:
+                normed_TD = self.mlp_norm.normalize(residual_TD)
+            return self.mlp(normed_TD) + attended_TD, residual_TD
+        normed_TD, residual_TD = self.mlp_norm(attended_TD, residual_TD)
+        return self.mlp(normed_TD), residual_TD
+
+
+class Decoder(nn.Module):
+    """A `CausalModel` of one family."""
+
+    def __init__(
+        self, spec: DecoderSpec, family: str, max_model_len: int, tensors: TensorSpec
+    ) -> None:
+        super().__init__()
+        self.path = f"native {family}"
+        self.vocab_size = spec.vocab_size
+        self.max_model_len = max_model_len
+        self.dtype = tensors.dtype
+        self.embedding = Embedding(spec.vocab_size, spec.hidden_size, tensors)
+        self.rotary = Rotary(spec.rope, max_model_len, tensors.dtype, tensors.device)
+        self.layers = nn.ModuleList(
+            DecoderLayer(spec, index, tensors) for index in range(spec.num_layers)
+        )
+        self.norm = make_norm(spec.norm, spec.hidden_size, spec.norm_eps, tensors)
+        self.head = Head(
+            spec.vocab_size,
+            spec.hidden_size,
+            tensors,
+            tied=self.embedding if spec.tie_embeddings else None,
+        )
+        self.attention_layers: tuple[AttentionLayer, ...] = tuple(
+            module.layer for module in self.modules() if isinstance(module, Attention)
+        )
+
+    def pack_linears(self, pack: LinearPacker) -> None:
+        """Call once, after loading: each linear layer computes with the kernel `pack` returns."""
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.finish_loading(pack)
+
+    def forward(
+        self, input_ids_T: torch.Tensor, positions_T: torch.Tensor, attention: AttentionBackend
+    ) -> torch.Tensor:
+        cos_sin_T1R = self.rotary(positions_T)
+        x_TD, residual_TD = self.embedding(input_ids_T), None
+        for layer in self.layers:
+            x_TD, residual_TD = layer(x_TD, residual_TD, cos_sin_T1R, attention)
+        return self.norm(x_TD, residual_TD)[0]
+
+    def logits(self, hidden_SD: torch.Tensor) -> torch.Tensor:
+        return self.head(hidden_SD)

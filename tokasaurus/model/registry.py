@@ -1,0 +1,127 @@
+"""Loads a model folder: picks the native decoder or the transformers path, and says which."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from tokasaurus.config.model_files import ModelConfig, read_model_config
+from tokasaurus.errors import ConfigError, ModelError
+from tokasaurus.model.attention.backend import CausalModel
+from tokasaurus.model.config import (
+    ConfigReader,
+    DecoderSpec,
+    TensorSpec,
+    UnsupportedFeatureError,
+)
+from tokasaurus.model.decoder import Decoder
+from tokasaurus.model.families.family import Family
+from tokasaurus.model.families.llama import LLAMA
+from tokasaurus.model.weights.checkpoint import Checkpoint
+from tokasaurus.model.weights.loading import Progress, fill_with_dummy_weights, load_weights
+
+ModelPath = Literal["auto", "native", "transformers"]
+LoadFormat = Literal["auto", "safetensors", "dummy"]
+
+FAMILIES = {family.architecture: family for family in (LLAMA,)}
+
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+}
+
+
+def load_model(
+    model_dir: Path,
+    *,
+    dtype: str,
+    device: torch.device,
+    model_path: ModelPath,
+    load_format: LoadFormat,
+    max_model_len: int | None,
+    progress: Progress,
+) -> CausalModel:
+    """The model in `model_dir`, on `device`, ready to run.
+
+    "auto" takes the native decoder if it covers every value of config.json, else transformers'
+    code. Raises ModelError when neither can run it, with the reasons.
+    """
+    config = read_model_config(model_dir)
+    family = FAMILIES.get(config.architecture)
+    if family is None:
+        if model_path == "native":
+            raise ModelError(
+                f"No native family runs {config.architecture}; there are {', '.join(FAMILIES)}. "
+                "Use model_path=auto."
+            )
+        why_not_native = f"{config.architecture} has no native family"
+    elif model_path != "transformers":
+        try:
+            spec = read_family_spec(family, config)
+        except UnsupportedFeatureError as error:
+            if model_path == "native":
+                raise
+            why_not_native = str(error)
+        else:
+            return load_native(
+                family,
+                spec,
+                model_dir,
+                dtype=choose_dtype(dtype, config, load_format),
+                device=device,
+                load_format=load_format,
+                max_model_len=max_model_len,
+                progress=progress,
+            )
+    raise ModelError(why_not_native)
+
+
+def read_family_spec(family: Family, config: ModelConfig) -> DecoderSpec:
+    """Raises UnsupportedFeatureError unless the spec says all that config.json says."""
+    reader = ConfigReader(config.values)
+    spec = family.read_spec(reader)
+    reader.finish()
+    return spec
+
+
+def choose_dtype(dtype: str, config: ModelConfig, load_format: LoadFormat) -> torch.dtype:
+    """ "auto" is the checkpoint's own dtype."""
+    if dtype == "auto" and config.dtype is not None:
+        dtype = config.dtype
+    elif dtype == "auto" and load_format != "dummy":
+        found = Checkpoint(config.folder).floating_dtype()
+        dtype = str(found).removeprefix("torch.")
+    elif dtype == "auto":
+        dtype = "float32"
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype {dtype} can't be run; choose one of {', '.join(DTYPES)}.")
+    return DTYPES[dtype]
+
+
+def load_native(
+    family: Family,
+    spec: DecoderSpec,
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    load_format: LoadFormat,
+    max_model_len: int | None,
+    progress: Progress,
+) -> Decoder:
+    tensors = TensorSpec(dtype=dtype, device=device)
+    context_length = spec.context_length(max_model_len)
+    model = Decoder(spec, family.name, context_length, tensors).eval()
+    if load_format == "dummy":
+        fill_with_dummy_weights(model, progress)
+        return model
+    load_weights(
+        model,
+        family.weight_names,
+        spec.num_layers,
+        Checkpoint(folder),
+        progress,
+        unused=frozenset({family.head_name}) if spec.tie_embeddings else frozenset(),
+    )
+    return model

@@ -1,0 +1,1 @@
+"""Runs architectures without a native spec through transformers' attention interface."""

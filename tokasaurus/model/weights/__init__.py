@@ -1,0 +1,1 @@
+"""Checkpoint files: reading, streaming into layers, dummy weights."""

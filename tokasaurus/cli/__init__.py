@@ -1,0 +1,1 @@
+"""The commands toka, toka-ping and toka-download: argument handling only."""

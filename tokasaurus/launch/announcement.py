@@ -1,0 +1,28 @@
+"""What is said once the engine is up: what runs where, and what to try next."""
+
+from collections.abc import Mapping
+
+from tokasaurus.config.engine_config import EngineConfig
+
+
+def announcement(config: EngineConfig, ready_texts: Mapping[str, str], seconds: float) -> list[str]:
+    """Lines for people: the model with its path, device and KV size; the address; what to try.
+
+    `ready_texts` are by process name: a server's text is its URL, a manager's describes its model.
+    """
+    url = ready_texts["server0"]
+    descriptions = [text for name, text in ready_texts.items() if name.startswith("manager")]
+    replicas = f" x {len(descriptions)} replicas" if len(descriptions) > 1 else ""
+    name = config.public_model_name
+    return [
+        f"Serving {name} at {url}/v1 · {descriptions[0]}{replicas} · ready in {seconds:.1f} s",
+        "Try it:  toka-ping prompt='Hello world' max_tokens=100 chat=True"
+        + _ping_options(config, url),
+        f"   or:   curl {url}/v1/completions -H 'Content-Type: application/json' "
+        f'-d \'{{"model": "{name}", "prompt": "def fib(n):", "max_tokens": 50}}\'',
+    ]
+
+
+def _ping_options(config: EngineConfig, url: str) -> str:
+    is_default = url.endswith(f":{type(config).options()['port'].default}")
+    return "" if is_default else f" url={url}"

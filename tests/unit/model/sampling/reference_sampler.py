@@ -1,0 +1,64 @@
+"""Sampling written the plain way: full sorts, every token's noise, one row at a time."""
+
+import numpy as np
+import torch
+
+from tokasaurus.model.sampling.noise import noise_keys, token_arrivals
+from tokasaurus.model.sampling.sampler import SamplingBatch
+
+
+def make_batch(num_rows: int, **columns: object) -> SamplingBatch:
+    """Rows with the given values (scalars or one per row), else the defaults of TokenSampling."""
+    defaults: dict[str, tuple[object, type]] = {
+        "temperature": (1.0, np.float32),
+        "top_k": (0, np.int32),
+        "top_p": (1.0, np.float32),
+        "min_p": (0.0, np.float32),
+        "seeds": (0, np.int64),
+        "positions": (np.arange(num_rows), np.int64),
+        "num_top_logprobs": (-1, np.int32),
+    }
+    arrays = {
+        name: np.broadcast_to(np.asarray(columns.pop(name, default), dtype), num_rows).copy()
+        for name, (default, dtype) in defaults.items()
+    }
+    banned = columns.pop("banned", ())
+    assert not columns, columns
+    pairs = np.array(banned, np.int64).reshape(-1, 2)
+    return SamplingBatch(**arrays, banned_rows=pairs[:, 0].copy(), banned_ids=pairs[:, 1].copy())
+
+
+def kept_tokens(
+    logits: torch.Tensor, temperature: float, top_k: int, top_p: float, min_p: float
+) -> torch.Tensor:
+    """bool[V]: what the filters leave, ties at a boundary included."""
+    scaled = logits.double() / temperature
+    keep = torch.isfinite(scaled)
+    if 0 < top_k < len(logits):
+        keep &= scaled >= scaled.sort(descending=True).values[top_k - 1]
+    if top_p < 1:
+        probs = scaled.masked_fill(~keep, -torch.inf).softmax(0)
+        more_likely = torch.stack([probs[scaled > x].sum() for x in scaled])
+        keep &= (more_likely < top_p) | (scaled == scaled.max())
+    probs = scaled.masked_fill(~keep, -torch.inf).softmax(0)
+    return keep & (probs >= min_p * probs.max() * (1 - 1e-6))
+
+
+def reference_tokens(logits_SV: torch.Tensor, batch: SamplingBatch) -> list[int]:
+    logits_SV = logits_SV.clone()
+    logits_SV[batch.banned_rows, batch.banned_ids] = -torch.inf
+    tokens = []
+    for row, logits in enumerate(logits_SV):
+        if batch.temperature[row] == 0 or batch.top_k[row] == 1:
+            tokens.append(int(logits.argmax()))
+            continue
+        keys = torch.from_numpy(noise_keys(batch.seeds, batch.positions)[row : row + 1])
+        ids = torch.arange(len(logits)).unsqueeze(0)
+        arrivals = token_arrivals(keys, ids, len(logits))[0]
+        temperature = float(batch.temperature[row])
+        keep = kept_tokens(
+            logits, temperature, int(batch.top_k[row]), float(batch.top_p[row]), batch.min_p[row]
+        )
+        scores = (logits - logits.max()) / temperature - arrivals.log()
+        tokens.append(int(scores.masked_fill(~keep, -torch.inf).argmax()))
+    return tokens

@@ -1,0 +1,1 @@
+"""Drawing tokens from logits, with noise that depends on nothing but (seed, position, token)."""

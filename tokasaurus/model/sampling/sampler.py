@@ -1,0 +1,187 @@
+"""One token per row of logits, as each row's sampling parameters say.
+
+Order of what is done to a row's distribution: bans until min_tokens, temperature, top-k, top-p (on
+what top-k left, renormalised), min-p (relative to the most likely token), draw.
+
+Shapes: S rows, V vocabulary, K top log-probabilities asked for by at least one row.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tokasaurus.model.sampling.draw import DrawnRows, draw_tokens
+from tokasaurus.model.sampling.logprobs import (
+    MIN_LOGPROB,
+    finite_logprobs,
+    log_normalizers,
+    top_logprobs,
+)
+from tokasaurus.model.sampling.noise import noise_keys
+from tokasaurus.model.sampling.thresholds import TruncatedRows, truncation_thresholds
+from tokasaurus.model.sampling.vocabulary_blocks import best_tokens, block_maxima
+
+_MAX_TEMPERATURE = 1e6
+
+
+@dataclass(slots=True, kw_only=True)
+class SamplingBatch:
+    """Sampling parameters of the rows, on the host; meanings as in `TokenSampling`."""
+
+    temperature: np.ndarray
+    """float32[S]; 0 is greedy"""
+    top_k: np.ndarray
+    """int32[S]; 0 keeps all, 1 is greedy"""
+    top_p: np.ndarray
+    """float32[S]"""
+    min_p: np.ndarray
+    """float32[S]"""
+    seeds: np.ndarray
+    """int64[S]"""
+    positions: np.ndarray
+    """int64[S]: index of the token to draw in its whole sequence"""
+    num_top_logprobs: np.ndarray
+    """int32[S]; -1: none"""
+    banned_rows: np.ndarray
+    """int64: the row of each banned token"""
+    banned_ids: np.ndarray
+    """int64: tokens that can't be drawn"""
+
+    def rows(self, which: slice) -> "SamplingBatch":
+        """The same for a range of the rows."""
+        start, stop, _ = which.indices(len(self.temperature))
+        banned = (self.banned_rows >= start) & (self.banned_rows < stop)
+        return SamplingBatch(
+            temperature=self.temperature[which],
+            top_k=self.top_k[which],
+            top_p=self.top_p[which],
+            min_p=self.min_p[which],
+            seeds=self.seeds[which],
+            positions=self.positions[which],
+            num_top_logprobs=self.num_top_logprobs[which],
+            banned_rows=self.banned_rows[banned] - start,
+            banned_ids=self.banned_ids[banned],
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class SampledTokens:
+    """What was drawn, on the device of the logits."""
+
+    token_ids: torch.Tensor
+    """int64[S]; -1 where no logit of the row is finite or one is NaN or +inf"""
+    logprobs: torch.Tensor | None = None
+    """float32[S] (MIN_LOGPROB where not asked for); None when no row asks"""
+    top_ids: torch.Tensor | None = None
+    """int64[S, K], most likely first; None when no row asks for more than its own"""
+    top_logprobs: torch.Tensor | None = None
+    """float32[S, K]"""
+
+
+@torch.inference_mode()
+def sample(logits_SV: torch.Tensor, batch: SamplingBatch) -> SampledTokens:
+    """Draw one token per row. The logits (float32, contiguous) are changed where tokens are banned.
+
+    A draw depends on its own row only: not on the other rows, their number or their order.
+    """
+    maxima_SB = block_maxima(logits_SV)
+    scored = _RawScores.of(logits_SV, maxima_SB, batch)
+    if len(batch.banned_ids):
+        _ban(logits_SV, maxima_SB, batch)
+    tokens_S = best_tokens(logits_SV, maxima_SB)
+    random = np.flatnonzero((batch.temperature > 0) & (batch.top_k != 1))
+    if len(random):
+        rows = torch.from_numpy(random).to(logits_SV.device)
+        tokens_S[rows] = _draw_random(logits_SV, maxima_SB, batch, random)
+    if scored is not None:
+        scored.score(logits_SV, tokens_S)
+    tokens_S.masked_fill_(~maxima_SB.amax(1).isfinite(), -1)
+    if scored is None:
+        return SampledTokens(token_ids=tokens_S)
+    return SampledTokens(
+        token_ids=tokens_S,
+        logprobs=scored.logprobs,
+        top_ids=scored.top_ids,
+        top_logprobs=scored.top_logprobs,
+    )
+
+
+@dataclass(slots=True)
+class _RawScores:
+    """Log-probabilities of the rows that ask, from the logits before anything is banned."""
+
+    rows: torch.Tensor
+    normalizers: torch.Tensor
+    logprobs: torch.Tensor
+    top_ids: torch.Tensor | None
+    top_logprobs: torch.Tensor | None
+
+    @classmethod
+    def of(
+        cls, logits_SV: torch.Tensor, maxima_SB: torch.Tensor, batch: SamplingBatch
+    ) -> "_RawScores | None":
+        asking = np.flatnonzero(batch.num_top_logprobs >= 0)
+        if not len(asking):
+            return None
+        S, V = logits_SV.shape
+        rows = torch.from_numpy(asking).to(logits_SV.device)
+        normalizers = log_normalizers(logits_SV, rows)
+        top_ids = top = None
+        count = min(int(batch.num_top_logprobs.max()), V)
+        if count:
+            ids, values = top_logprobs(logits_SV, maxima_SB, rows, normalizers, count)
+            top_ids = ids.new_zeros(S, count)
+            top = values.new_full((S, count), MIN_LOGPROB)
+            top_ids[rows], top[rows] = ids, values
+        return cls(rows, normalizers, logits_SV.new_full((S,), MIN_LOGPROB), top_ids, top)
+
+    def score(self, logits_SV: torch.Tensor, tokens_S: torch.Tensor) -> None:
+        drawn = logits_SV[self.rows, tokens_S[self.rows]]
+        self.logprobs[self.rows] = finite_logprobs(drawn - self.normalizers)
+
+
+def _ban(logits_SV: torch.Tensor, maxima_SB: torch.Tensor, batch: SamplingBatch) -> None:
+    device = logits_SV.device
+    rows = torch.from_numpy(batch.banned_rows).to(device)
+    logits_SV[rows, torch.from_numpy(batch.banned_ids).to(device)] = -torch.inf
+    changed = torch.from_numpy(np.unique(batch.banned_rows)).to(device)
+    maxima_SB[changed] = block_maxima(logits_SV.index_select(0, changed))
+
+
+def _draw_random(
+    logits_SV: torch.Tensor, maxima_SB: torch.Tensor, batch: SamplingBatch, random: np.ndarray
+) -> torch.Tensor:
+    """int64[R]: draws for the rows whose indices are in `random`."""
+    device = logits_SV.device
+    temperature = np.minimum(batch.temperature[random], _MAX_TEMPERATURE).astype(np.float32)
+    with np.errstate(divide="ignore"):
+        min_scaled = torch.from_numpy(np.log(batch.min_p[random])).to(device)
+    drawn = DrawnRows(
+        rows=torch.from_numpy(random).to(device),
+        keys=torch.from_numpy(noise_keys(batch.seeds[random], batch.positions[random])).to(device),
+        temperature=torch.from_numpy(temperature).to(device),
+        threshold=min_scaled,
+    )
+    vocab_size = logits_SV.shape[1]
+    top_k = batch.top_k[random].astype(np.int64)
+    top_k[(top_k <= 0) | (top_k > vocab_size)] = vocab_size
+    top_p = batch.top_p[random]
+    which = np.flatnonzero((top_k < vocab_size) | (top_p < 1))
+    if len(which):
+        top_k, top_p = top_k[which], top_p[which]
+        index = torch.from_numpy(which).to(device)
+        truncated = TruncatedRows(
+            rows=drawn.rows[index],
+            temperature=drawn.temperature[index],
+            top_k=torch.from_numpy(top_k).to(device),
+            top_p=torch.from_numpy(top_p).to(device),
+            max_top_k=int(top_k[top_k < vocab_size].max(initial=0)),
+            any_top_p=bool((top_p < 1).any()),
+            any_top_p_alone=bool(((top_p < 1) & (top_k == vocab_size)).any()),
+        )
+        smallest = truncation_thresholds(logits_SV, maxima_SB, truncated)
+        peak = maxima_SB[truncated.rows].amax(1)
+        scaled = (smallest - peak) / truncated.temperature
+        drawn.threshold[index] = torch.maximum(drawn.threshold[index], scaled)
+    return draw_tokens(logits_SV, maxima_SB, drawn)

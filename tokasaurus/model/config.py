@@ -19,6 +19,7 @@ INERT_KEYS = frozenset(
         "architectures",
         "attention_dropout",
         "attn_pdrop",
+        "auto_map",
         "begin_suppress_tokens",
         "bos_token_id",
         "chunk_size_feed_forward",
@@ -74,7 +75,14 @@ class ConfigReader:
             raise ModelError(f"{self._where}: {key} must be a positive integer, not {value!r}.")
         return value
 
-    def optional_integer(self, key: str) -> int | None:
+    def natural(self, key: str, default: int) -> int:
+        """Like `integer`, but 0 is fine."""
+        return 0 if self._get(key) == 0 else self.integer(key, default)
+
+    def optional_integer(self, key: str, default: int | None = None) -> int | None:
+        """`default` only where the key is missing: an explicit null stays None."""
+        if key not in self._values:
+            return default
         return None if self._get(key) is None else self.integer(key)
 
     def number(self, key: str, default: float | None = None) -> float:
@@ -126,6 +134,11 @@ class ConfigReader:
                 raise ModelError(f"{self._where}: {key} must be an object, not {value!r}.")
             found = found or ConfigReader(value, f"{self._where}, {key}")
         return found
+
+    def only(self, key: str, value: Any) -> None:
+        """A key that has no meaning but this value (or null)."""
+        if self._get(key) not in (None, value):
+            raise self.unsupported(key)
 
     def skip(self, *keys: str) -> None:
         """These have no effect for this family, whatever they say."""

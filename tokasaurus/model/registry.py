@@ -15,15 +15,23 @@ from tokasaurus.model.config import (
     UnsupportedFeatureError,
 )
 from tokasaurus.model.decoder import Decoder
+from tokasaurus.model.families.falcon import FALCON
 from tokasaurus.model.families.family import Family
 from tokasaurus.model.families.llama import LLAMA
+from tokasaurus.model.families.mistral import MISTRAL
+from tokasaurus.model.families.phi3 import PHI3
+from tokasaurus.model.families.qwen2 import QWEN2
+from tokasaurus.model.families.qwen3 import QWEN3
+from tokasaurus.model.transformers_path.model import load_transformers_model
+from tokasaurus.model.transformers_path.support import WHAT_WORKS
 from tokasaurus.model.weights.checkpoint import Checkpoint
 from tokasaurus.model.weights.loading import Progress, fill_with_dummy_weights, load_weights
 
 ModelPath = Literal["auto", "native", "transformers"]
 LoadFormat = Literal["auto", "safetensors", "dummy"]
 
-FAMILIES = {family.architecture: family for family in (LLAMA,)}
+FAMILIES = {family.architecture: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, PHI3, FALCON)}
+"""By the architecture that config.json names."""
 
 DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -48,33 +56,50 @@ def load_model(
     code. Raises ModelError when neither can run it, with the reasons.
     """
     config = read_model_config(model_dir)
-    family = FAMILIES.get(config.architecture)
-    if family is None:
-        if model_path == "native":
-            raise ModelError(
-                f"No native family runs {config.architecture}; there are {', '.join(FAMILIES)}. "
-                "Use model_path=auto."
-            )
-        why_not_native = f"{config.architecture} has no native family"
-    elif model_path != "transformers":
+    chosen_dtype = choose_dtype(dtype, config, load_format)
+    reason = "as asked"
+    if model_path != "transformers":
         try:
+            family = native_family(config)
             spec = read_family_spec(family, config)
         except UnsupportedFeatureError as error:
             if model_path == "native":
                 raise
-            why_not_native = str(error)
+            reason = str(error)
         else:
             return load_native(
                 family,
                 spec,
                 model_dir,
-                dtype=choose_dtype(dtype, config, load_format),
+                dtype=chosen_dtype,
                 device=device,
                 load_format=load_format,
                 max_model_len=max_model_len,
                 progress=progress,
             )
-    raise ModelError(why_not_native)
+    try:
+        return load_transformers_model(
+            model_dir,
+            config,
+            dtype=chosen_dtype,
+            device=device,
+            is_dummy=load_format == "dummy",
+            max_model_len=max_model_len,
+            progress=progress,
+        )
+    except UnsupportedFeatureError as error:
+        raise ModelError(
+            f"{error} (Not run natively: {reason}) Native: {', '.join(FAMILIES)}. {WHAT_WORKS}"
+        ) from error
+
+
+def native_family(config: ModelConfig) -> Family:
+    family = FAMILIES.get(config.architecture)
+    if family is None:
+        raise UnsupportedFeatureError(
+            f"{config.architecture} has no native family; there are {', '.join(FAMILIES)}."
+        )
+    return family
 
 
 def read_family_spec(family: Family, config: ModelConfig) -> DecoderSpec:
@@ -118,7 +143,7 @@ def load_native(
         return model
     load_weights(
         model,
-        family.weight_names,
+        family.weight_names(spec),
         spec.num_layers,
         Checkpoint(folder),
         progress,

@@ -20,12 +20,13 @@ def read_rope(
     *,
     default_positions: int,
     default_theta: float = 10_000.0,
+    default_original: int | None = None,
     partial: bool = False,
     aliases: Mapping[str, str] = _NO_ALIASES,
 ) -> RopeSpec:
     """`partial`: the family knows `partial_rotary_factor`; `aliases`: its own names of kinds."""
     positions = config.integer("max_position_embeddings", default_positions)
-    original = config.optional_integer("original_max_position_embeddings")
+    original = config.optional_integer("original_max_position_embeddings", default_original)
     theta = config.number("rope_theta", default_theta)
     fraction = config.number("partial_rotary_factor", 1.0) if partial else 1.0
     scaling = config.section("rope_parameters", "rope_scaling") or ConfigReader({})

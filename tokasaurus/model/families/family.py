@@ -14,7 +14,7 @@ class Family:
     architecture: str
     """The value of config.json's `architectures` that selects it."""
     read_spec: Callable[[ConfigReader], DecoderSpec]
-    weight_names: Mapping[str, str]
+    weight_names: Callable[[DecoderSpec], Mapping[str, str]]
     """Checkpoint module name -> "path" or "path:part" in the decoder; see `load_weights`."""
     head_name: str = "lm_head.weight"
     """May be in a checkpoint that ties it to the embedding; unused then."""

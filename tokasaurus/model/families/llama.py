@@ -41,6 +41,7 @@ def read_llama_like(
     default_positions: int,
     default_eps: float = 1e-6,
     default_head_dim: int | None = None,
+    default_kv_heads: int | None = None,
     rope: Mapping[str, Any] | None = None,
     **features: Any,
 ) -> DecoderSpec:
@@ -56,7 +57,7 @@ def read_llama_like(
         intermediate_size=config.integer("intermediate_size"),
         num_layers=num_layers,
         num_heads=num_heads,
-        num_kv_heads=config.integer("num_key_value_heads", num_heads),
+        num_kv_heads=config.optional_integer("num_key_value_heads", default_kv_heads) or num_heads,
         head_dim=head_dim,
         rope=read_rope(config, head_dim, default_positions=default_positions, **(rope or {})),
         norm_eps=config.number("rms_norm_eps", default_eps),
@@ -68,6 +69,8 @@ def read_llama_like(
 
 def read_spec(config: ConfigReader) -> DecoderSpec:
     attention_bias = config.boolean("attention_bias", False)
+    config.only("rope_interleaved", False)
+    config.skip("is_llama_config")
     return read_llama_like(
         config,
         default_positions=2048,
@@ -81,5 +84,5 @@ LLAMA = Family(
     name="llama",
     architecture="LlamaForCausalLM",
     read_spec=read_spec,
-    weight_names=LLAMA_NAMES,
+    weight_names=lambda _: LLAMA_NAMES,
 )

@@ -1,0 +1,330 @@
+"""The engine as a front end sees it: submit prompts, read generations, cancel.
+
+Owns the table of requests in flight. Everything runs on one event loop; a message from a manager
+is handled in one go, and each waiting caller is woken once for it.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+
+import msgspec
+
+from tokasaurus.errors import (
+    EngineFailedError,
+    InvalidRequestError,
+    OverloadedError,
+    ProcessFailedError,
+)
+from tokasaurus.ipc.addresses import Addresses
+from tokasaurus.ipc.messages.to_manager import (
+    CancelRequests,
+    GenerateRequest,
+    ServerHello,
+    Shutdown,
+)
+from tokasaurus.ipc.messages.to_server import (
+    EngineOutputs,
+    ManagerReady,
+    ManagerStats,
+    RequestLogprobs,
+    ToServer,
+)
+from tokasaurus.server.engine_channels import EngineChannels
+from tokasaurus.server.generation import Generation
+from tokasaurus.server.load_balancer import LoadBalancer
+from tokasaurus.server.request_building import ModelLimits, build_requests, check_prompt_ids
+from tokasaurus.server.request_group import RequestGroup
+from tokasaurus.server.sampling_params import SamplingParams
+from tokasaurus.tokenization.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+_REQUEST_ID_BITS = 48
+_RETRY_AFTER_SECONDS = 1.0
+
+
+class Prompt(msgspec.Struct, frozen=True):
+    """Token ids to continue, and how."""
+
+    prompt_ids: Sequence[int]
+    params: SamplingParams
+    param: str = "prompt"
+    """What a client calls the ids, for messages about them."""
+
+
+class EngineClient:
+    """One front end's connection to all managers of an engine.
+
+    `start` and everything after it belong to one running event loop.
+    """
+
+    def __init__(
+        self,
+        addresses: Addresses,
+        server_index: int,
+        num_managers: int,
+        *,
+        tokenizer: Tokenizer,
+        eos_token_ids: tuple[int, ...],
+        max_in_flight: int | None = None,
+        channels: EngineChannels | None = None,
+    ) -> None:
+        """`max_in_flight` bounds the samples accepted and not finished; None: no bound.
+
+        `channels` replace the sockets that `start` would open.
+        """
+        self._addresses = addresses
+        self._server_index = server_index
+        self._num_managers = num_managers
+        self._tokenizer = tokenizer
+        self._eos_token_ids = eos_token_ids
+        self._max_in_flight = max_in_flight
+        self._channels = channels
+        self._balancer = LoadBalancer(num_managers)
+        self._in_flight: dict[int, tuple[Generation, RequestGroup]] = {}
+        self._request_ids = itertools.count(server_index << _REQUEST_ID_BITS)
+        self._ready: dict[int, ManagerReady] = {}
+        self._all_ready = asyncio.Event()
+        self._limits: ModelLimits | None = None
+        self._receiver: asyncio.Task[None] | None = None
+        self.failure: EngineFailedError | None = None
+        """Why no request can be served any more; None as long as the engine works."""
+        self.ended = asyncio.Event()
+        """Set when `failure` is: the engine failed or was told to shut down."""
+        self.stats: dict[int, ManagerStats] = {}
+        """The newest of each manager, by dp_rank."""
+
+    async def start(self, deadline_seconds: float) -> None:
+        """Greet every manager and wait until all answer.
+
+        Raises ProcessFailedError when they don't in time, or shut down meanwhile.
+        """
+        if self._channels is None:
+            self._channels = EngineChannels.open(
+                self._addresses, self._server_index, self._num_managers
+            )
+        hello = ServerHello(self._server_index, self._channels.address)
+        for outbox in self._channels.managers:
+            outbox.send(hello)
+        self._receiver = asyncio.create_task(self._receive_forever(self._channels))
+        waits = [asyncio.create_task(e.wait()) for e in (self._all_ready, self.ended)]
+        await asyncio.wait(waits, timeout=deadline_seconds, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        if self.failure is not None:
+            raise ProcessFailedError(str(self.failure))
+        if not self._all_ready.is_set():
+            missing = sorted(set(range(self._num_managers)) - set(self._ready))
+            raise ProcessFailedError(
+                f"manager{missing[0]} was not ready within {deadline_seconds:g} s; look at its "
+                "log, or raise ready_timeout_seconds if the model takes long to load."
+            )
+
+    async def close(self) -> None:
+        """Fail what is in flight, and close the sockets."""
+        self.fail(EngineFailedError("The server is shutting down; try again."))
+        if self._receiver is not None:
+            self._receiver.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._receiver
+        if self._channels is not None:
+            self._channels.close()
+
+    @property
+    def limits(self) -> ModelLimits:
+        """Known once `start` has returned."""
+        assert self._limits is not None, "the client has not started"
+        return self._limits
+
+    @property
+    def is_ready(self) -> bool:
+        """Requests are taken and can be served."""
+        return self._limits is not None and self.failure is None
+
+    @property
+    def num_in_flight(self) -> int:
+        """Samples that some manager still holds."""
+        return len(self._in_flight)
+
+    def submit(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        stream: bool,
+        default_max_tokens: int | None = None,
+        predictor_key: str = "",
+    ) -> RequestGroup:
+        """Start generating. `stream`: whoever waits for the group sees every bit of news.
+
+        Raises InvalidRequestError, OverloadedError or EngineFailedError, and then sends nothing.
+        """
+        if self.failure is not None:
+            raise self.failure
+        built = [self._build(prompt, default_max_tokens, predictor_key) for prompt in prompts]
+        self._check_room(sum(map(len, built)))
+        group = RequestGroup(stream=stream, cancel=self._cancel)
+        for prompt, requests in zip(prompts, built, strict=True):
+            dp_rank = self._balancer.choose(requests[0].prompt_ids)
+            for request in requests:
+                self._send(request, prompt, dp_rank, group)
+        return group
+
+    def fail(self, error: EngineFailedError) -> None:
+        """No request can be served any more: everyone who waits gets the error."""
+        if self.failure is None:
+            self.failure = error
+            self.ended.set()
+        in_flight = list(self._in_flight.values())
+        self._in_flight.clear()
+        for generation, group in in_flight:
+            self._balancer.remove(generation.dp_rank, generation.request)
+            if generation.finish_reason is None:
+                generation.fail(error)
+                group.note(generation, finished=True)
+        for _, group in in_flight:
+            group.wake()
+
+    def _build(
+        self, prompt: Prompt, default_max_tokens: int | None, predictor_key: str
+    ) -> list[GenerateRequest]:
+        return build_requests(
+            check_prompt_ids(prompt.prompt_ids, self.limits, param=prompt.param),
+            prompt.params,
+            self.limits,
+            self._request_ids.__next__,
+            default_max_tokens=default_max_tokens,
+            predictor_key=predictor_key,
+        )
+
+    def _send(
+        self, request: GenerateRequest, prompt: Prompt, dp_rank: int, group: RequestGroup
+    ) -> None:
+        assert self._channels is not None
+        detokenizer = self._tokenizer.detokenizer(
+            skip_special_tokens=prompt.params.skip_special_tokens, prompt_ids=prompt.prompt_ids
+        )
+        generation = Generation(
+            len(group.generations), request, prompt.params, dp_rank, detokenizer
+        )
+        group.add(generation)
+        self._in_flight[request.request_id] = generation, group
+        self._balancer.add(dp_rank, request)
+        self._channels.managers[dp_rank].send(request)
+
+    def _check_room(self, num_new: int) -> None:
+        bound = self._max_in_flight
+        if bound is None or len(self._in_flight) + num_new <= bound:
+            return
+        if num_new > bound:
+            raise InvalidRequestError(
+                f"The request asks for {num_new} samples (prompts times n), but this server takes "
+                f"at most {bound} at a time; split it."
+            )
+        raise OverloadedError(
+            f"The server's queue is full ({len(self._in_flight)} samples of at most {bound}); try "
+            "again in a moment.",
+            retry_after_seconds=_RETRY_AFTER_SECONDS,
+        )
+
+    def _cancel(self, generations: list[Generation]) -> None:
+        """They end for their group now, and for the engine when their manager says so."""
+        by_rank: defaultdict[int, list[int]] = defaultdict(list)
+        groups = set()
+        for generation in generations:
+            generation.cancel()
+            entry = self._in_flight.get(generation.request.request_id)
+            if entry is not None:
+                by_rank[generation.dp_rank].append(generation.request.request_id)
+                entry[1].note(generation, finished=True)
+                groups.add(entry[1])
+        self._send_cancels(by_rank)
+        for group in groups:
+            group.wake()
+
+    def _send_cancels(self, by_rank: dict[int, list[int]]) -> None:
+        assert self._channels is not None
+        for dp_rank, request_ids in by_rank.items():
+            self._channels.managers[dp_rank].send(CancelRequests(request_ids))
+
+    async def _receive_forever(self, channels: EngineChannels) -> None:
+        try:
+            while True:
+                self._handle(await channels.inbox.receive())
+                await asyncio.sleep(0)  # a backlog must not keep others off the loop
+        except Exception as error:
+            log.exception("The connection to the engine failed")
+            self.fail(EngineFailedError(f"The connection to the engine failed: {error}"))
+
+    def _handle(self, message: ToServer) -> None:
+        match message:
+            case EngineOutputs():
+                self._handle_outputs(message)
+            case ManagerReady():
+                self._handle_ready(message)
+            case ManagerStats():
+                self.stats[message.dp_rank] = message
+            case Shutdown():
+                self.fail(EngineFailedError("The engine is shutting down; try again."))
+
+    def _handle_ready(self, message: ManagerReady) -> None:
+        self._ready[message.dp_rank] = message
+        if len(self._ready) < self._num_managers:
+            return
+        everyone = self._ready.values()
+        self._limits = ModelLimits(
+            max_model_len=min(min(m.max_model_len, m.num_kv_tokens) for m in everyone),
+            vocab_size=min(m.vocab_size for m in everyone),
+            eos_token_ids=self._eos_token_ids,
+        )
+        self._all_ready.set()
+
+    def _handle_outputs(self, outputs: EngineOutputs) -> None:
+        token_logprobs = self._take_logprobs(outputs.logprobs) if outputs.logprobs else {}
+        touched: set[RequestGroup] = set()
+        stopped: list[int] = []
+        token_ids = outputs.token_ids.tolist()
+        start = 0
+        for request_id, num_tokens in zip(
+            outputs.request_ids.tolist(), outputs.num_tokens.tolist(), strict=True
+        ):
+            end = start + num_tokens
+            entry = self._in_flight.get(request_id)
+            if entry is not None:
+                generation, group = entry
+                was_stopped = generation.is_stopped
+                generation.add_tokens(token_ids[start:end], token_logprobs.get(request_id, ()))
+                if generation.is_stopped and not was_stopped:
+                    stopped.append(request_id)
+                if generation.finish_reason is None:
+                    group.note(generation)
+                    touched.add(group)
+            start = end
+        for finished in outputs.finished:
+            entry = self._in_flight.pop(finished.request_id, None)
+            if entry is not None:
+                generation, group = entry
+                self._balancer.remove(generation.dp_rank, generation.request)
+                was_finished = generation.finish_reason is not None
+                generation.finish(finished)
+                if not was_finished:
+                    group.note(generation, finished=True)
+                    touched.add(group)
+        still_running = [i for i in stopped if i in self._in_flight]
+        if still_running:
+            self._send_cancels({outputs.dp_rank: still_running})
+        for group in touched:
+            group.wake()
+
+    def _take_logprobs(self, entries: list[RequestLogprobs]) -> dict[int, list[RequestLogprobs]]:
+        """Hands out those of prompts; returns those of output tokens by request."""
+        of_tokens: defaultdict[int, list[RequestLogprobs]] = defaultdict(list)
+        for entry in entries:
+            if not entry.is_prompt:
+                of_tokens[entry.request_id].append(entry)
+            elif (found := self._in_flight.get(entry.request_id)) is not None:
+                found[0].add_prompt_logprobs(entry)
+        return of_tokens

@@ -1,0 +1,135 @@
+"""From a prompt and SamplingParams to the requests that a manager takes, one per sample.
+
+All that depends on the model is checked here: nothing invalid reaches a manager.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tokasaurus.errors import InvalidRequestError, PromptTooLongError
+from tokasaurus.ipc.messages.to_manager import GenerateRequest, TokenSampling
+from tokasaurus.server.sampling_params import SamplingParams
+
+_GREEDY_BELOW = 1e-4
+"""Temperatures below this draw the most likely token anyway, and would overflow the logits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelLimits:
+    """What requests are held to."""
+
+    max_model_len: int
+    """Most tokens of prompt and output together; the KV cache holds at least as many."""
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+
+
+def check_prompt_ids(
+    prompt_ids: Sequence[int], limits: ModelLimits, *, param: str = "prompt"
+) -> np.ndarray:
+    """int32 ids. Raises InvalidRequestError if this is empty or no prompt of the model."""
+    num_tokens = len(prompt_ids)
+    if num_tokens == 0:
+        raise InvalidRequestError(
+            f"{param!r} has no tokens; give it at least one character or token id.", param=param
+        )
+    if num_tokens >= limits.max_model_len:
+        raise PromptTooLongError(
+            f"This model's maximum context length is {limits.max_model_len} tokens, but the prompt "
+            f"has {num_tokens} tokens, which leaves no room for output; shorten it.",
+            param=param,
+        )
+    if set(map(type, prompt_ids)) != {int}:
+        raise InvalidRequestError(f"{param!r} must consist of integer token ids.", param=param)
+    lowest, highest = min(prompt_ids), max(prompt_ids)
+    if lowest < 0 or highest >= limits.vocab_size:
+        raise InvalidRequestError(
+            f"{param!r} contains token id {lowest if lowest < 0 else highest}, but ids of this "
+            f"model are between 0 and {limits.vocab_size - 1}.",
+            param=param,
+        )
+    return np.asarray(prompt_ids, np.int32)
+
+
+def build_requests(
+    prompt_ids: np.ndarray,
+    params: SamplingParams,
+    limits: ModelLimits,
+    new_request_id: Callable[[], int],
+    *,
+    default_max_tokens: int | None = None,
+    predictor_key: str = "",
+) -> list[GenerateRequest]:
+    """`params.n` requests for checked ids, which they share.
+
+    `default_max_tokens` bounds the output when the client did not; None: the context does.
+    Where `params.max_tokens` is 0 the requests draw one token, which the caller drops.
+    """
+    max_tokens = _max_tokens(len(prompt_ids), params, limits, default_max_tokens)
+    for token_id in params.stop_token_ids:
+        if not 0 <= token_id < limits.vocab_size:
+            raise InvalidRequestError(
+                f"'stop_token_ids' contains {token_id}, but ids of this model are between 0 and "
+                f"{limits.vocab_size - 1}.",
+                param="stop_token_ids",
+            )
+    eos_token_ids = () if params.ignore_eos else limits.eos_token_ids
+    stop_token_ids = tuple(dict.fromkeys((*params.stop_token_ids, *eos_token_ids)))
+    seed = random.getrandbits(63) if params.seed is None else params.seed
+    sampling = [
+        TokenSampling(
+            temperature=0.0 if params.temperature < _GREEDY_BELOW else float(params.temperature),
+            top_k=1 if params.top_p == 0 else max(0, params.top_k),
+            top_p=1.0 if params.top_p == 0 else float(params.top_p),
+            min_p=float(params.min_p),
+            seed=(seed + sample) % 2**63,
+            min_tokens=params.min_tokens,
+            banned_until_min_tokens=stop_token_ids if params.min_tokens > 0 else (),
+            num_top_logprobs=-1 if params.logprobs is None else params.logprobs,
+            num_prompt_logprobs=-1 if params.prompt_logprobs is None else params.prompt_logprobs,
+        )
+        for sample in range(params.n)
+    ]
+    return [
+        GenerateRequest(
+            request_id=new_request_id(),
+            prompt_ids=prompt_ids,
+            sampling=one,
+            max_tokens=max(1, max_tokens),
+            stop_token_ids=stop_token_ids,
+            priority=params.priority,
+            cache_salt=params.cache_salt,
+            predictor_key=predictor_key,
+        )
+        for one in sampling
+    ]
+
+
+def _max_tokens(
+    num_prompt_tokens: int,
+    params: SamplingParams,
+    limits: ModelLimits,
+    default_max_tokens: int | None,
+) -> int:
+    room = limits.max_model_len - num_prompt_tokens
+    if params.max_tokens is None:
+        if params.min_tokens > room:
+            raise InvalidRequestError(
+                f"'min_tokens' ({params.min_tokens}) must not be above {room}, which is what the "
+                f"context of {limits.max_model_len} tokens leaves after the prompt's "
+                f"{num_prompt_tokens}.",
+                param="min_tokens",
+            )
+        wanted = room if default_max_tokens is None else min(room, default_max_tokens)
+        return max(wanted, params.min_tokens)
+    if params.max_tokens > room:
+        raise PromptTooLongError(
+            f"This model's maximum context length is {limits.max_model_len} tokens, but the "
+            f"request asks for {num_prompt_tokens + params.max_tokens} ({num_prompt_tokens} in the "
+            f"prompt, {params.max_tokens} in 'max_tokens'); reduce one of them.",
+            param="max_tokens",
+        )
+    return params.max_tokens

@@ -1,0 +1,73 @@
+"""The samples that were submitted together, and the one waiter that is woken for them."""
+
+import asyncio
+from collections.abc import Callable
+from types import TracebackType
+
+from tokasaurus.server.generation import Generation
+
+
+class RequestGroup:
+    """Use it as a context manager: what has not finished when the block ends is cancelled.
+
+    Belongs to the event loop of the client that made it.
+    """
+
+    def __init__(self, *, stream: bool, cancel: Callable[[list[Generation]], None]) -> None:
+        self.generations: list[Generation] = []
+        self._stream = stream
+        self._cancel = cancel
+        self._ready: dict[int, Generation] = {}
+        self._num_unfinished = 0
+        self._waiter: asyncio.Future[None] | None = None
+
+    def __enter__(self) -> "RequestGroup":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.cancel()
+
+    async def wait(self) -> list[Generation]:
+        """Those with news since the last call, or, of a group that does not stream, those that
+        have finished since; an empty list when there is nothing more to come. One caller at a time.
+        """
+        while not self._ready and self._num_unfinished:
+            assert self._waiter is None, "two callers wait for one group"
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        ready = list(self._ready.values())
+        self._ready.clear()
+        return ready
+
+    def cancel(self) -> None:
+        """Free all that has not finished. May be called at any time, and more than once."""
+        unfinished = [g for g in self.generations if g.finish_reason is None]
+        if unfinished:
+            self._cancel(unfinished)
+
+    def add(self, generation: Generation) -> None:
+        """The client's: one more, which has not finished."""
+        self.generations.append(generation)
+        self._num_unfinished += 1
+
+    def note(self, generation: Generation, *, finished: bool = False) -> None:
+        """The client's: one of the group has changed. `wake` follows when all changes are noted."""
+        if finished:
+            self._num_unfinished -= 1
+        if finished or (self._stream and generation.has_news):
+            self._ready[generation.index] = generation
+
+    def wake(self) -> None:
+        """The client's: let the waiter see what was noted."""
+        waiter = self._waiter
+        has_something = bool(self._ready) or not self._num_unfinished
+        if waiter is not None and not waiter.done() and has_something:
+            waiter.set_result(None)

@@ -10,11 +10,22 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "LLM": "tokasaurus.api.llm",
+    "RequestOutput": "tokasaurus.api.outputs",
+    "client": "tokasaurus.api.openai_client",
+    "serve": "tokasaurus.api.serving",
     "SamplingParams": "tokasaurus.server.sampling_params",
     "EngineConfig": "tokasaurus.config.engine_config",
 }
 
-__all__ = ["LLM", "EngineConfig", "SamplingParams", "__version__"]
+__all__ = [
+    "LLM",
+    "EngineConfig",
+    "RequestOutput",
+    "SamplingParams",
+    "__version__",
+    "client",
+    "serve",
+]
 
 
 def __getattr__(name: str) -> Any:

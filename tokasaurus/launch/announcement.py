@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from tokasaurus.config.engine_config import EngineConfig
+from tokasaurus.launch.topology import SERVER_NAME
 
 
 def announcement(config: EngineConfig, ready_texts: Mapping[str, str], seconds: float) -> list[str]:
@@ -10,7 +11,7 @@ def announcement(config: EngineConfig, ready_texts: Mapping[str, str], seconds: 
 
     `ready_texts` are by process name: a server's text is its URL, a manager's describes its model.
     """
-    url = ready_texts["server0"]
+    url = ready_texts[SERVER_NAME]
     descriptions = [text for name, text in ready_texts.items() if name.startswith("manager")]
     replicas = f" x {len(descriptions)} replicas" if len(descriptions) > 1 else ""
     name = config.public_model_name

@@ -7,6 +7,9 @@ import msgspec
 from tokasaurus.config.engine_config import EngineConfig
 from tokasaurus.ipc.addresses import Addresses
 
+SERVER_NAME = "server0"
+"""The one server of an engine, in `Ready` and in logs."""
+
 Role = Literal["server", "manager", "worker"]
 
 
@@ -58,5 +61,5 @@ def build_topology(config: EngineConfig, *, with_server: bool) -> list[ProcessSp
         for dp_rank in range(config.dp_size)
     ]
     if with_server:
-        specs.append(ProcessSpec(name="server0", role="server", num_managers=config.dp_size))
+        specs.append(ProcessSpec(name=SERVER_NAME, role="server", num_managers=config.dp_size))
     return specs

@@ -1,0 +1,175 @@
+"""LLM: a model to call from Python, on the same processes that `toka` runs, without a server."""
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from pathlib import Path
+from typing import Any, Self
+
+from tokasaurus.api.event_loop import EventLoopThread
+from tokasaurus.api.offline_run import OfflineRun
+from tokasaurus.api.outputs import RequestOutput
+from tokasaurus.api.progress import RunProgress
+from tokasaurus.api.prompts import (
+    Message,
+    ParamsInput,
+    PreparedPrompt,
+    PromptInput,
+    PromptPreparer,
+    pair_params,
+    split_chats,
+    split_prompts,
+)
+from tokasaurus.config.engine_config import EngineConfig
+from tokasaurus.config.model_files import read_model_config, resolve_model
+from tokasaurus.errors import EngineFailedError
+from tokasaurus.launch.background import BackgroundEngine
+from tokasaurus.server.engine_client import EngineClient
+from tokasaurus.server.sampling_params import SamplingParams
+from tokasaurus.tokenization.chat_template import ChatTemplate
+from tokasaurus.tokenization.tokenizer import Tokenizer
+
+_SAMPLES_PER_CHUNK = 256
+"""Prompts are tokenized and submitted in chunks of about this many samples."""
+_IN_FLIGHT_FACTOR = 4
+"""Samples in flight per seat: enough for the scheduler to look ahead, without holding millions."""
+
+
+class LLM:
+    """A model in processes of its own, from construction until `close`.
+
+    Threads may share it. It closes itself at the end of a `with` block, when it is garbage, and at
+    the end of the program.
+    """
+
+    def __init__(self, model: str = "demo", *, show_progress: bool = True, **options: Any) -> None:
+        """`options` are those of EngineConfig; logs appear from WARNING up unless told otherwise.
+
+        Raises ConfigError, ModelError or ProcessFailedError when the engine can't start.
+        """
+        options.setdefault("log_level", "WARNING")
+        loop = EventLoopThread("engine-client")
+        clients: list[EngineClient] = []
+
+        def fail(reason: str) -> None:
+            for client in clients:
+                loop.call_soon(client.fail, EngineFailedError(reason))
+
+        resources = contextlib.ExitStack()
+        self._finalizer = weakref.finalize(self, resources.close)
+        self._loop = loop
+        try:
+            engine = BackgroundEngine(
+                EngineConfig(model=model, **options),
+                with_server=False,
+                on_failure=fail,
+                show_progress=show_progress,
+            )
+            resources.callback(engine.close)
+            resources.callback(loop.close)
+            self.config = engine.config
+            folder = resolve_model(self.config.model)
+            self.tokenizer = Tokenizer.load(Path(self.config.tokenizer or folder))
+            self._client = EngineClient(
+                engine.addresses,
+                0,
+                self.config.dp_size,
+                tokenizer=self.tokenizer,
+                eos_token_ids=read_model_config(folder).eos_token_ids,
+            )
+            clients.append(self._client)
+            template = ChatTemplate.load(
+                folder,
+                self.tokenizer.settings,
+                self.tokenizer.named_tokens,
+                override=self.config.chat_template,
+            )
+            engine.start()
+            resources.callback(_close_client, loop, self._client)
+            loop.run(self._client.start(self.config.ready_timeout_seconds))
+            self._preparer = PromptPreparer(self.tokenizer, template, self._client.limits)
+        except BaseException:
+            self.close()
+            raise
+
+    def generate(
+        self,
+        prompts: PromptInput | Iterable[PromptInput],
+        sampling_params: ParamsInput = None,
+        *,
+        progress: bool = True,
+    ) -> list[RequestOutput]:
+        """Continue one prompt or many: texts, or lists of token ids; one output each, in order.
+
+        `sampling_params` holds for all, or is a list with one for each; None: the defaults. A list
+        is checked as a whole before anything is sent; an iterator is read as there is room.
+
+        Raises InvalidRequestError for input that can't be honoured, EngineFailedError if the engine
+        fails meanwhile. A sample that fails alone has finish_reason "error".
+        """
+        items = split_prompts(prompts)
+        return self._run(items, sampling_params, self._preparer.prepare, progress)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Iterable[Sequence[Message]],
+        sampling_params: ParamsInput = None,
+        *,
+        progress: bool = True,
+    ) -> list[RequestOutput]:
+        """Answer one chat or many, each a list of messages; otherwise like `generate`."""
+        items = split_chats(messages)
+        return self._run(items, sampling_params, self._preparer.prepare_chats, progress)
+
+    def close(self) -> None:
+        """Stop the processes; calls that still wait raise EngineFailedError. Safe to call twice."""
+        self._finalizer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _run(
+        self,
+        items: Iterable[Any],
+        params: ParamsInput,
+        prepare: Callable[[Sequence[Any]], list[PreparedPrompt]],
+        show_progress: bool,
+    ) -> list[RequestOutput]:
+        chunks: Iterable[list[PreparedPrompt]]
+        chunks = map(prepare, _chunks(pair_params(items, params)))
+        num_prompts = None
+        if isinstance(items, Sized):
+            chunks, num_prompts = list(chunks), len(items)
+        max_in_flight = _IN_FLIGHT_FACTOR * self.config.dp_size * self.config.max_seqs_per_forward
+        with RunProgress(num_prompts, show=show_progress) as bar:
+            run = OfflineRun(self._client, max_in_flight, bar.update)
+            try:
+                for chunk in chunks:
+                    self._loop.run(run.add(chunk))
+                return self._loop.run(run.finish())
+            except BaseException:
+                with contextlib.suppress(EngineFailedError):
+                    self._loop.run(run.cancel())
+                raise
+
+
+def _close_client(loop: EventLoopThread, client: EngineClient) -> None:
+    loop.run(client.close())
+
+
+def _chunks(
+    pairs: Iterator[tuple[Any, SamplingParams]],
+) -> Iterator[list[tuple[Any, SamplingParams]]]:
+    chunk: list[tuple[Any, SamplingParams]] = []
+    num_samples = 0
+    for pair in pairs:
+        chunk.append(pair)
+        num_samples += pair[1].n
+        if num_samples >= _SAMPLES_PER_CHUNK:
+            yield chunk
+            chunk, num_samples = [], 0
+    if chunk:
+        yield chunk

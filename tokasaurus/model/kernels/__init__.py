@@ -1,0 +1,1 @@
+"""C++ kernels for CPUs as torch operators, and the Python objects that call them."""

@@ -1,0 +1,392 @@
+// One layer's paged attention: append, flash-style items, merge. See attention.h for the layouts.
+#include "attention.h"
+
+#include <algorithm>
+
+#include "attention_cache.h"
+#include "parallel.h"
+
+namespace toka {
+namespace {
+
+constexpr int64_t SMALL_TILE = 64;    // keys per tile of items with many query rows
+constexpr int64_t LARGE_TILE = 128;   // and of those with few
+
+// Vectors of outputs that M rows accumulate at once.
+constexpr int output_vectors(int rows) {
+#if defined(__AVX512F__)
+  return rows <= 6 ? 4 : 2;
+#elif defined(__AVX2__)
+  return rows == 1 ? 8 : rows <= 3 ? 4 : 2;
+#else
+  return rows == 1 ? 4 : 1;
+#endif
+}
+
+// The queries of an item, its running softmax and its tiles; memory of one thread.
+template <class T>
+class Worker {
+  typedef typename Operand<T>::A A;
+  static constexpr int64_t PACK = Operand<T>::PACK;
+
+ public:
+  explicit Worker(const AttentionCall& call)
+      : call_(call),
+        group_(call.num_heads / call.cache.num_kv_heads),
+        head_dim_(call.cache.head_dim),
+        q_stride_((call.cache.head_dim + 1) / 2 * 2),
+        padded_(call.cache.padded_head_dim()) {}
+
+  void run(const Item& item, float* partials) {
+    item_ = &item;
+    rows_ = item.num_tokens * group_;
+    blocks_ = call_.block_ids + item.block_offset;
+    const bool aligned = call_.cache.page_size % W == 0;
+    expands_ = !aligned || (PACK == 2 && !HAS_BF16_DOT && rows_ > 2 * MR);
+    tile_ = rows_ > 2 * MR ? SMALL_TILE : LARGE_TILE;
+    reserve();
+    load_queries();
+    for (int64_t i = 0; i < rows_; i++) {
+      max_[i] = NEG_INF;
+      sum_[i] = 0.0f;
+    }
+    std::memset(output_, 0, rows_ * padded_ * sizeof(float));
+    const int64_t page = call_.cache.page_size;
+    const int64_t whole = page <= tile_ ? tile_ / page * page : tile_;
+    for (int64_t begin = item.kv_begin; begin < item.kv_end;) {
+      int64_t end = begin + whole;
+      if (page > tile_) end = std::min(end, begin / page * page + page);
+      end = std::min<int64_t>(end, item.kv_end);
+      if (expands_)
+        expanded_tile(begin, end);
+      else
+        direct_tile(begin, end);
+      begin = end;
+    }
+    if (item.partial_row >= 0)
+      store_partials(partials);
+    else
+      store_output();
+  }
+
+ private:
+  void reserve() {
+    const int64_t tile_rows = rows_ * tile_;
+    const int64_t expanded = expands_ ? tile_ * (head_dim_ + 1 + padded_) : 0;
+    float* p = scratch_.template get<float>(rows_ * (q_stride_ + padded_ + 2 + 64) +
+                                            2 * tile_rows + expanded + 8 * 64 + 2 * padded_);
+    auto take = [&p](int64_t count) {
+      float* start = p;
+      p += (count + 15) / 16 * 16;
+      return start;
+    };
+    scores_ = take(tile_rows);
+    probabilities_ = take(tile_rows);
+    output_ = take(rows_ * padded_);
+    queries_ = take(rows_ * q_stride_);
+    last_pair_ = take(padded_);
+    max_ = take(rows_);
+    sum_ = take(rows_);
+    k_tile_ = take(expands_ ? tile_ * (head_dim_ + 1) : 0);
+    v_tile_ = take(expands_ ? tile_ * padded_ : 0);
+  }
+
+  template <class Q>
+  void convert_queries(Q* out) {
+    for (int64_t i = 0; i < rows_; i++) {
+      const T* q = static_cast<const T*>(call_.q) +
+                   (item_->token0 + i / group_) * call_.q_stride +
+                   (item_->kv_head * group_ + i % group_) * head_dim_;
+      Q* row = out + i * q_stride_;
+      int64_t h = 0;
+      for (; h + W <= head_dim_; h += W) store(row + h, load(q + h));
+      for (; h < head_dim_; h++) assign(row + h, to_float(q[h]));
+      for (; h < q_stride_; h++) assign(row + h, 0.0f);
+    }
+  }
+
+  void load_queries() {
+    if (expands_)
+      convert_queries(queries_);
+    else
+      convert_queries(reinterpret_cast<A*>(queries_));
+  }
+
+  // scores[rows][columns of B] = Q B for `vectors` vectors of B.
+  template <class B, class Q>
+  void score(const Q* q, const B* b, int64_t ldb, int64_t steps, int64_t vectors, float* out) {
+    for (int64_t i = 0; i < rows_; i += MR) {
+      const int m = int(std::min<int64_t>(MR, rows_ - i));
+      with_rows(m, [&](auto constant) {
+        constexpr int M = decltype(constant)::value;
+        int64_t v = 0;
+        for (; v + NV <= vectors; v += NV) score_tile<M, NV>(q, b, ldb, steps, i, v, out);
+        for (; v < vectors; v++) score_tile<M, 1>(q, b, ldb, steps, i, v, out);
+      });
+    }
+  }
+
+  template <int M, int N, class B, class Q>
+  TOKA_INLINE void score_tile(const Q* q, const B* b, int64_t ldb, int64_t steps, int64_t i,
+                              int64_t v, float* out) {
+    F acc[M][N] = {};
+    multiply<M, N>(q + i * q_stride_, q_stride_, b + v * W * Operand<B>::PACK, ldb, int(steps),
+                   acc);
+    for (int r = 0; r < M; r++)
+      for (int n = 0; n < N; n++) store(out + (i + r) * tile_ + (v + n) * W, acc[r][n]);
+  }
+
+  // Scores of keys [begin, end) become probabilities; outputs so far are rescaled.
+  void softmax(int64_t begin, int64_t end) {
+    const int64_t columns = (end - begin + W - 1) / W * W;
+    for (int64_t i = 0; i < rows_; i++) {
+      float* s = scores_ + i * tile_;
+      int64_t visible_end = end, visible_begin = begin;
+      if (item_->position0 >= 0) {
+        const int64_t position = item_->position0 + i / group_;
+        visible_end = std::min(end, position + 1);
+        if (call_.window > 0) visible_begin = std::max(begin, position - call_.window + 1);
+      }
+      const int64_t hidden = std::min(visible_begin - begin, columns);
+      for (int64_t c = 0; c < hidden; c++) s[c] = NEG_INF;
+      for (int64_t c = std::max<int64_t>(visible_end - begin, 0); c < columns; c++) s[c] = NEG_INF;
+      F largest = splat(NEG_INF);
+      for (int64_t c = 0; c < columns; c += W) {
+        F x = load(s + c) * call_.scale;
+        if (call_.softcap > 0) {
+          const F capped = vtanh(x / call_.softcap) * call_.softcap;
+          x = select(x == NEG_INF, x, capped);
+        }
+        store(s + c, x);
+        largest = vmax(largest, x);
+      }
+      const float new_max = std::max(max_[i], reduce_max(largest));
+      if (new_max == NEG_INF) {
+        for (int64_t c = 0; c < columns; c += W) store_probabilities(i, c, F{});
+        continue;
+      }
+      F sum{};
+      for (int64_t c = 0; c < columns; c += W) {
+        const F p = vexp(load(s + c) - new_max);
+        sum += p;
+        store_probabilities(i, c, p);
+      }
+      if (new_max != max_[i]) {
+        const float factor = std::exp(max_[i] - new_max);
+        float* o = output_ + i * padded_;
+        for (int64_t h = 0; h < padded_; h += W) store(o + h, load(o + h) * factor);
+        sum_[i] *= factor;
+        max_[i] = new_max;
+      }
+      sum_[i] += reduce_add(sum);
+    }
+  }
+
+  TOKA_INLINE void store_probabilities(int64_t row, int64_t column, F p) {
+    if (expands_)
+      store(probabilities_ + row * tile_ + column, p);
+    else
+      store(reinterpret_cast<A*>(probabilities_) + row * tile_ + column, p);
+  }
+
+  void direct_tile(int64_t begin, int64_t end) {
+    const CacheShape& shape = call_.cache;
+    const int64_t page = shape.page_size, steps = (head_dim_ + PACK - 1) / PACK;
+    for (int64_t t = begin; t < end;) {
+      const int64_t offset = t % page, count = std::min(page - offset, end - t);
+      const T* k = static_cast<const T*>(call_.k_cache) + blocks_[t / page] * shape.k_block_size() +
+                   item_->kv_head * shape.k_head_size() + offset * PACK;
+      score(reinterpret_cast<const A*>(queries_), k, page, steps, (count + W - 1) / W,
+            scores_ + (t - begin));
+      t += count;
+    }
+    softmax(begin, end);
+    for (int64_t i = 0; i < rows_; i += MR) {
+      const int m = int(std::min<int64_t>(MR, rows_ - i));
+      with_rows(m, [&](auto constant) {
+        constexpr int M = decltype(constant)::value;
+        direct_output<M, output_vectors(M)>(i, begin, end, 0);
+      });
+    }
+  }
+
+  // output[i .. i+M) += P V for vectors [v, ...) of V, N at a time, then fewer.
+  template <int M, int N>
+  TOKA_INLINE void direct_output(int64_t i, int64_t begin, int64_t end, int64_t v) {
+    const CacheShape& shape = call_.cache;
+    const int64_t page = shape.page_size, vectors = padded_ / W;
+    const A* p = reinterpret_cast<const A*>(probabilities_) + i * tile_;
+    for (; v + N <= vectors; v += N) {
+      F acc[M][N];
+      for (int r = 0; r < M; r++)
+        for (int n = 0; n < N; n++) acc[r][n] = load(output_ + (i + r) * padded_ + (v + n) * W);
+      for (int64_t t = begin; t < end;) {
+        const int64_t offset = t % page, count = std::min(page - offset, end - t);
+        const T* values = static_cast<const T*>(call_.v_cache) +
+                          blocks_[t / page] * shape.v_block_size() +
+                          item_->kv_head * shape.v_head_size() +
+                          (offset / PACK * padded_ + v * W) * PACK;
+        multiply<M, N>(p + (t - begin), tile_, values, padded_, int(count / PACK), acc);
+        if (PACK == 2 && count % 2 == 1) {
+          // The pair's second token is not there yet: whatever the cache holds must not count.
+          const T* last = values + count / PACK * padded_ * PACK;
+          T* pair = reinterpret_cast<T*>(last_pair_);
+          for (int n = 0; n < N * W; n++) {
+            pair[2 * n] = last[2 * n];
+            assign(&pair[2 * n + 1], 0.0f);
+          }
+          multiply<M, N>(p + (t - begin) + count - 1, tile_, pair, padded_, 1, acc);
+        }
+        t += count;
+      }
+      for (int r = 0; r < M; r++)
+        for (int n = 0; n < N; n++) store(output_ + (i + r) * padded_ + (v + n) * W, acc[r][n]);
+    }
+    if constexpr (N > 1) {
+      if (v < vectors) direct_output<M, N / 2>(i, begin, end, v);
+    }
+  }
+
+  void expanded_tile(int64_t begin, int64_t end) {
+    gather_tile<T>(call_, blocks_, item_->kv_head, begin, end - begin, k_tile_, tile_, v_tile_);
+    score(queries_, k_tile_, tile_, head_dim_, (end - begin + W - 1) / W, scores_);
+    softmax(begin, end);
+    for (int64_t i = 0; i < rows_; i += MR) {
+      const int m = int(std::min<int64_t>(MR, rows_ - i));
+      with_rows(m, [&](auto constant) {
+        constexpr int M = decltype(constant)::value;
+        expanded_output<M, NV>(i, end - begin, 0);
+      });
+    }
+  }
+
+  template <int M, int N>
+  TOKA_INLINE void expanded_output(int64_t i, int64_t count, int64_t v) {
+    const int64_t vectors = padded_ / W;
+    for (; v + N <= vectors; v += N) {
+      F acc[M][N];
+      for (int r = 0; r < M; r++)
+        for (int n = 0; n < N; n++) acc[r][n] = load(output_ + (i + r) * padded_ + (v + n) * W);
+      multiply<M, N>(static_cast<const float*>(probabilities_) + i * tile_, tile_,
+                     static_cast<const float*>(v_tile_) + v * W, padded_, int(count), acc);
+      for (int r = 0; r < M; r++)
+        for (int n = 0; n < N; n++) store(output_ + (i + r) * padded_ + (v + n) * W, acc[r][n]);
+    }
+    if constexpr (N > 1) {
+      if (v < vectors) expanded_output<M, N / 2>(i, count, v);
+    }
+  }
+
+  void store_output() {
+    for (int64_t i = 0; i < rows_; i++) {
+      const int64_t head = item_->kv_head * group_ + i % group_;
+      float sum = sum_[i];
+      float factor = 1.0f;
+      if (call_.sinks != nullptr) {
+        const float top = std::max(max_[i], call_.sinks[head]);
+        factor = std::exp(max_[i] - top);
+        sum = sum * factor + std::exp(call_.sinks[head] - top);
+      }
+      T* out = static_cast<T*>(call_.out) +
+               ((item_->token0 + i / group_) * call_.num_heads + head) * head_dim_;
+      write_row(output_ + i * padded_, factor / sum, out);
+    }
+  }
+
+  void write_row(const float* o, float factor, T* out) const {
+    int64_t h = 0;
+    for (; h + W <= head_dim_; h += W) store(out + h, load(o + h) * factor);
+    for (; h < head_dim_; h++) assign(out + h, o[h] * factor);
+  }
+
+  // A partial row is the unnormalised output, then the maximum and the sum.
+  void store_partials(float* partials) const {
+    for (int64_t i = 0; i < rows_; i++) {
+      float* p = partials + (item_->partial_row + i) * (padded_ + 16);
+      std::memcpy(p, output_ + i * padded_, padded_ * sizeof(float));
+      p[padded_] = max_[i];
+      p[padded_ + 1] = sum_[i];
+    }
+  }
+
+ public:
+  void merge(const Merge& merge, const float* partials) {
+    const int64_t stride = padded_ + 16;
+    output_ = scratch_.template get<float>(padded_);
+    for (int64_t g = 0; g < group_; g++) {
+      const int64_t head = merge.kv_head * group_ + g;
+      float top = call_.sinks != nullptr ? call_.sinks[head] : NEG_INF;
+      float sum = 0;
+      const int32_t* parts = call_.parts + merge.first;
+      for (int n = 0; n < merge.count; n++)
+        top = std::max(top, partials[(parts[n] + g) * stride + padded_]);
+      if (call_.sinks != nullptr) sum = std::exp(call_.sinks[head] - top);
+      std::memset(output_, 0, padded_ * sizeof(float));
+      for (int n = 0; n < merge.count; n++) {
+        const float* part = partials + (parts[n] + g) * stride;
+        const float weight = std::exp(part[padded_] - top);
+        sum += weight * part[padded_ + 1];
+        for (int64_t h = 0; h < padded_; h += W)
+          store(output_ + h, load(output_ + h) + load(part + h) * weight);
+      }
+      T* out = static_cast<T*>(call_.out) + (merge.token * call_.num_heads + head) * head_dim_;
+      write_row(output_, 1.0f / sum, out);
+    }
+  }
+
+ private:
+  const AttentionCall& call_;
+  const int64_t group_, head_dim_, q_stride_, padded_;
+  const Item* item_ = nullptr;
+  const int32_t* blocks_ = nullptr;
+  int64_t rows_ = 0, tile_ = 0;
+  bool expands_ = false;
+  float *scores_, *probabilities_, *output_, *queries_, *last_pair_, *max_, *sum_;
+  float *k_tile_, *v_tile_;
+  static thread_local Scratch scratch_;
+};
+
+template <class T>
+thread_local Scratch Worker<T>::scratch_;
+
+template <class T>
+void run(const AttentionCall& call) {
+  thread_local Scratch scratch;
+  float* partials = nullptr;
+  if (call.partial_rows > 0)
+    partials = scratch.get<float>(call.partial_rows * (call.cache.padded_head_dim() + 16));
+  const int64_t heads = call.cache.num_kv_heads;
+  parallel_region(call.threads, [&](Team& team) {
+    team.pieces(call.num_tokens * heads, 4 * heads, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; i++) {
+        const int64_t token = i / heads, head = i % heads;
+        append_token(call.cache,
+                     static_cast<const T*>(call.k) + token * call.k_stride + head * call.cache.head_dim,
+                     static_cast<const T*>(call.v) + token * call.v_stride + head * call.cache.head_dim,
+                     static_cast<T*>(call.k_cache), static_cast<T*>(call.v_cache),
+                     call.slot_mapping[token], head);
+      }
+    });
+    team.barrier();
+    Worker<T> worker(call);
+    team.pieces(call.num_items, 1, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; i++) worker.run(call.items[i], partials);
+    });
+    if (call.num_merges == 0) return;
+    team.barrier();
+    team.pieces(call.num_merges, 4, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; i++) worker.merge(call.merges[i], partials);
+    });
+  });
+}
+
+}  // namespace
+
+void attention(const AttentionCall& call) {
+  if (call.cache.type == Type::BFloat16)
+    run<bf16>(call);
+  else
+    run<float>(call);
+}
+
+}  // namespace toka

@@ -1,0 +1,85 @@
+// Paged attention: the cache's layout, the plan of a step, and one layer's run.
+//
+// Cache of one layer, per block and KV head, T being bf16 (PACK 2) or float (PACK 1):
+//   K [ceil(H / PACK)][page_size][PACK]           the B operand of Q K^T
+//   V [ceil(page_size / PACK)][padded H][PACK]    the B operand of P V; padded H: multiple of 16
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "linear.h"
+
+namespace toka {
+
+struct CacheShape {
+  int64_t num_kv_heads, head_dim, page_size;
+  Type type;
+
+  int64_t pack() const { return type == Type::BFloat16 ? 2 : 1; }
+  int64_t padded_head_dim() const { return (head_dim + 15) / 16 * 16; }
+  int64_t k_head_size() const { return (head_dim + pack() - 1) / pack() * page_size * pack(); }
+  int64_t v_head_size() const {
+    return (page_size + pack() - 1) / pack() * padded_head_dim() * pack();
+  }
+  int64_t k_block_size() const { return num_kv_heads * k_head_size(); }
+  int64_t v_block_size() const { return num_kv_heads * v_head_size(); }
+};
+
+// Query tokens [token0, token0 + num_tokens) of one KV head against keys [kv_begin, kv_end).
+struct Item {
+  int32_t token0, num_tokens, kv_head, kv_begin, kv_end;
+  int32_t position0;      // of token0 in its sequence; -1: every query sees every key of the range
+  int32_t block_offset;   // the row's first entry in block_ids
+  int32_t partial_row;    // first row of the partial results; -1: the output is final
+};
+
+// Partial results of one token and KV head: `count` entries of `parts` from `first`.
+struct Merge {
+  int32_t token, kv_head, first, count;
+};
+
+struct PlanRequest {
+  const int32_t *query_lens, *kv_lens, *block_indptr;
+  int64_t num_rows, num_prefill_rows;
+  const int32_t* groups;  // [num_groups][3]: first decode row, rows, blocks
+  int64_t num_groups;
+  int64_t num_kv_heads, group_size, page_size;
+  int64_t window;  // 0: none
+  int threads;
+};
+
+struct Plan {
+  std::vector<Item> items;    // most work first
+  std::vector<Merge> merges;
+  std::vector<int32_t> parts;  // rows of partial results
+  int64_t partial_rows = 0;
+};
+
+Plan plan_attention(const PlanRequest& request);
+
+struct AttentionCall {
+  const void *q, *k, *v;  // [T, heads, H] in the cache's type
+  int64_t q_stride, k_stride, v_stride;  // elements between tokens; heads are contiguous
+  void* out;                             // [T, heads, H], contiguous
+  int64_t num_tokens, num_heads;
+  const int64_t* slot_mapping;
+  const int32_t* block_ids;
+  void *k_cache, *v_cache;
+  CacheShape cache;
+  float scale, softcap;  // softcap 0: none
+  int64_t window;        // 0: none
+  const float* sinks;    // [heads] or null
+  const Item* items;
+  int64_t num_items;
+  const Merge* merges;
+  int64_t num_merges;
+  const int32_t* parts;
+  int64_t partial_rows;
+  int threads;
+};
+
+// Writes k and v to their slots, then attends.
+void attention(const AttentionCall& call);
+
+}  // namespace toka

@@ -1,0 +1,112 @@
+// The register tile under every dense product: C[MR][NV*W] += A[MR][K] * B[K][NV*W].
+//
+// B is packed along columns, in one of two layouts:
+//   float:      B[k][column]
+//   bf16 pairs: B[k/2][column][2]; one 32-bit lane holds two consecutive k of a column
+// A's rows are `Operand<B>::A`: float for float B; for bf16 pairs, bf16 where the machine has a
+// bf16 dot product and float (exactly converted) where it has none.
+#pragma once
+
+#include <type_traits>
+
+#include "simd.h"
+
+namespace toka {
+
+template <class T>
+struct Operand;
+
+template <>
+struct Operand<float> {
+  typedef float A;
+  static constexpr int PACK = 1;  // k per step
+};
+
+template <>
+struct Operand<bf16> {
+#if defined(__AVX512BF16__)
+  typedef bf16 A;
+#else
+  typedef float A;
+#endif
+  static constexpr int PACK = 2;
+};
+
+// Register tile of the flavour: MR x NV accumulators, NV vectors of B, one broadcast of A.
+#if defined(__AVX512F__)
+constexpr int MR = 12, NV = 2;
+#elif defined(__AVX2__)
+constexpr int MR = 6, NV = 2;
+#else
+constexpr int MR = 4, NV = 1;
+#endif
+constexpr int NR = 2 * W;  // columns of a packed panel
+
+template <int M, int N>
+TOKA_INLINE void multiply(const float* a, ptrdiff_t lda, const float* b, ptrdiff_t ldb, int steps,
+                          F (&acc)[M][N]) {
+  for (int k = 0; k < steps; k++) {
+    F bk[N];
+    for (int n = 0; n < N; n++) bk[n] = load(b + n * W);
+    for (int m = 0; m < M; m++) {
+      const F am = splat(a[m * lda + k]);
+      for (int n = 0; n < N; n++) acc[m][n] += am * bk[n];
+    }
+    b += ldb;
+  }
+}
+
+// `ldb` counts columns (32-bit pairs) per step, `steps` counts pairs of k.
+template <int M, int N, class A>
+TOKA_INLINE void multiply(const A* a, ptrdiff_t lda, const bf16* b, ptrdiff_t ldb, int steps,
+                          F (&acc)[M][N]) {
+  static_assert(std::is_same<A, Operand<bf16>::A>::value, "the rows of A must be operands");
+#if defined(__AVX512BF16__)
+  for (int k = 0; k < steps; k++) {
+    __m512bh bk[N];
+    for (int n = 0; n < N; n++) bk[n] = load_as<__m512bh>(b + 2 * n * W);
+    for (int m = 0; m < M; m++) {
+      uint32_t pair;
+      std::memcpy(&pair, a + m * lda + 2 * k, 4);
+      const __m512bh am = (__m512bh)_mm512_set1_epi32(int(pair));
+      for (int n = 0; n < N; n++) acc[m][n] = (F)_mm512_dpbf16_ps((__m512)acc[m][n], am, bk[n]);
+    }
+    b += 2 * ldb;
+  }
+#else
+  for (int k = 0; k < steps; k++) {
+    F bk[N];
+    for (int n = 0; n < N; n++) bk[n] = pair_lo(load_as<U>(b + 2 * n * W));
+    for (int m = 0; m < M; m++) {
+      const F am = splat(a[m * lda + 2 * k]);
+      for (int n = 0; n < N; n++) acc[m][n] += am * bk[n];
+    }
+    for (int n = 0; n < N; n++) bk[n] = pair_hi(load_as<U>(b + 2 * n * W));
+    for (int m = 0; m < M; m++) {
+      const F am = splat(a[m * lda + 2 * k + 1]);
+      for (int n = 0; n < N; n++) acc[m][n] += am * bk[n];
+    }
+    b += 2 * ldb;
+  }
+#endif
+}
+
+// Calls f(std::integral_constant-like Rows<m>) with m = rows, 1 <= rows <= MR.
+template <int M>
+struct Rows {
+  static constexpr int value = M;
+};
+
+template <class Function, int M = MR>
+TOKA_INLINE void with_rows(int rows, Function&& f) {
+  if constexpr (M == 1) {
+    f(Rows<1>());
+  } else {
+    if (rows == M)
+      f(Rows<M>());
+    else
+      with_rows<Function, M - 1>(rows, static_cast<Function&&>(f));
+  }
+}
+
+}  // namespace toka

@@ -1,0 +1,43 @@
+"""Shapes and types of the kernels' results, for torch.compile and meta tensors."""
+
+from collections.abc import Callable
+
+import torch
+
+
+def _linear(
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    out_features: int,
+    gated: bool = False,
+    bias: torch.Tensor | None = None,
+    norm_weight: torch.Tensor | None = None,
+    norm_eps: float = 0.0,
+    residual: torch.Tensor | None = None,
+    float_output: bool = False,
+) -> torch.Tensor:
+    del packed, gated, bias, norm_weight, norm_eps, residual
+    dtype = torch.float32 if float_output else x.dtype
+    return x.new_empty((x.shape[0], out_features), dtype=dtype)
+
+
+def _packed_rows(packed: torch.Tensor, ids: torch.Tensor, in_features: int) -> torch.Tensor:
+    return packed.new_empty((ids.numel(), in_features))
+
+
+def _attention(q: torch.Tensor, *args: object) -> torch.Tensor:
+    del args
+    return q.new_empty(q.shape)
+
+
+FAKES: dict[str, Callable[..., torch.Tensor]] = {
+    "linear": _linear,
+    "packed_rows": _packed_rows,
+    "attention": _attention,
+}
+
+
+def register(namespace: str) -> None:
+    """Register the fakes of every operator that a compiled model can contain."""
+    for name, fake in FAKES.items():
+        torch.library.register_fake(f"{namespace}::{name}", fake)

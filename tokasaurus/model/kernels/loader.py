@@ -1,0 +1,161 @@
+"""Builds the C++ kernels once per machine, loads them, and says which operators to call.
+
+A build lives in the user's cache under a hash of everything that went into it. A lock makes
+concurrent processes wait for one build; only a whole library ever gets its final name.
+"""
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import logging
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tokasaurus.errors import ConfigError
+from tokasaurus.model.kernels import fakes
+
+logger = logging.getLogger(__name__)
+
+FLAVOUR_FLAGS = {
+    "avx512": ("-march=native",),
+    "avx2": ("-march=x86-64-v3", "-mtune=native"),
+    "generic": () if platform.machine() in ("x86_64", "AMD64") else ("-march=native",),
+}
+FLAVOUR_VARIABLE = "TOKASAURUS_CPU_FLAVOUR"
+COMMON_FLAGS = (
+    "-O3",
+    "-fopenmp",
+    "-fno-math-errno",
+    "-fvisibility=hidden",
+    "-fno-gnu-unique",
+    "-Wno-psabi",
+)
+SOURCES_DIR = Path(__file__).parent / "csrc"
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Kernels:
+    """The loaded operators of one build."""
+
+    flavour: str
+    ops: Any
+    """The torch.ops namespace."""
+
+
+def native_flavour() -> str:
+    """The best flavour that this machine runs."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return {"AVX512": "avx512", "AVX2": "avx2"}.get(capability, "generic")
+
+
+def runnable_flavours() -> tuple[str, ...]:
+    """All flavours that this machine runs, best first."""
+    flavours = tuple(FLAVOUR_FLAGS)
+    return flavours[flavours.index(native_flavour()) :]
+
+
+def load_kernels(
+    flavour: str | None = None, report: Callable[[str], None] | None = None
+) -> Kernels | None:
+    """The kernels, compiled now if they have not been on this machine; None where they can't be.
+
+    `flavour` defaults to the environment's TOKASAURUS_CPU_FLAVOUR, then to the machine's best.
+    `report` gets a line when a build starts.
+    """
+    chosen = flavour or os.environ.get(FLAVOUR_VARIABLE) or native_flavour()
+    if chosen not in runnable_flavours():
+        raise ConfigError(
+            f"CPU kernel flavour {chosen!r} can't run here: choose one of "
+            f"{', '.join(runnable_flavours())} in {FLAVOUR_VARIABLE} or leave it unset."
+        )
+    return _load(chosen, report or logger.info)
+
+
+@functools.cache
+def _load(flavour: str, report: Callable[[str], None]) -> Kernels | None:
+    namespace = f"tokasaurus_{flavour}"
+    try:
+        library = _built_library(flavour, namespace, report)
+        torch.ops.load_library(str(library))
+    except (OSError, RuntimeError, ImportError) as error:
+        logger.warning(
+            "The CPU kernels could not be built, so slower torch operations run instead; "
+            "install g++ 11 or newer to get them. (%s)",
+            str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__,
+        )
+        return None
+    fakes.register(namespace)
+    return Kernels(flavour=flavour, ops=getattr(torch.ops, namespace))
+
+
+def _built_library(flavour: str, namespace: str, report: Callable[[str], None]) -> Path:
+    key = _build_key(flavour)
+    cache = _cache_dir()
+    library = cache / f"{namespace}-{key}.so"
+    if library.exists():
+        return library
+    cache.mkdir(parents=True, exist_ok=True)
+    with _locked(cache / f"{namespace}-{key}.lock"):
+        if not library.exists():
+            report("Compiling the CPU kernels for this machine (once, about 40 s)")
+            _build(flavour, namespace, library)
+    return library
+
+
+def _build(flavour: str, namespace: str, library: Path) -> None:
+    # Imported here because it costs half a second that warm starts need not pay.
+    from torch.utils import cpp_extension
+
+    with tempfile.TemporaryDirectory(prefix="build-", dir=library.parent) as directory:
+        cpp_extension.load(
+            name=namespace,
+            sources=[str(path) for path in sorted(SOURCES_DIR.glob("*.cpp"))],
+            extra_cflags=[
+                *COMMON_FLAGS,
+                *FLAVOUR_FLAGS[flavour],
+                f"-DTOKA_NAMESPACE={namespace}",
+            ],
+            extra_ldflags=["-fopenmp"],
+            build_directory=directory,
+            is_python_module=False,
+        )
+        # The process has loaded the file by now; a moved file counts as loaded, a copy would not.
+        (Path(directory) / f"{namespace}.so").replace(library)
+
+
+def _build_key(flavour: str) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(SOURCES_DIR.iterdir()):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    for part in (*COMMON_FLAGS, *FLAVOUR_FLAGS[flavour], torch.__version__, _cpu_features()):
+        digest.update(part.encode() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _cpu_features() -> str:
+    """What `-march=native` depends on."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        wanted = ("flags", "features", "model name", "cpu family", "model\t")
+        return "\n".join(sorted({line for line in lines if line.lower().startswith(wanted)}))
+    return platform.processor()
+
+
+def _cache_dir() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "tokasaurus" / "kernels"
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

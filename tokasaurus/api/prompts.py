@@ -1,6 +1,7 @@
 """Turns what a caller passes as prompts into token ids with their sampling parameters."""
 
 import itertools
+import numbers
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
@@ -64,7 +65,9 @@ def pair_params(items: Iterable[Any], params: ParamsInput) -> Iterator[tuple[Any
     """Each item with its parameters. Raises InvalidRequestError if their numbers differ."""
     if params is None or isinstance(params, SamplingParams):
         return zip(items, itertools.repeat(params or SamplingParams()))
-    if not all(isinstance(one, SamplingParams) for one in params):
+    if not isinstance(params, Sequence) or not all(
+        isinstance(one, SamplingParams) for one in params
+    ):
         raise InvalidRequestError(
             "sampling_params must be a SamplingParams or a list of them.", param="sampling_params"
         )
@@ -151,7 +154,7 @@ def _token_ids(prompt: Any) -> list[int]:
 
 
 def _is_token_id(value: Any) -> bool:
-    return hasattr(value, "__index__") and not isinstance(value, bool)
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def _checked_chat(chat: Any) -> Sequence[Message]:

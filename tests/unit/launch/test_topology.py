@@ -1,0 +1,68 @@
+"""Which processes an engine has, and how many threads each may use."""
+
+import pytest
+
+from tokasaurus.config.engine_config import EngineConfig
+from tokasaurus.ipc.addresses import Addresses
+from tokasaurus.launch.cpu_share import thread_environment, usable_cores
+from tokasaurus.launch.topology import SERVER_NAME, ProcessSpec, build_topology
+
+
+def test_default_engine() -> None:
+    specs = build_topology(EngineConfig(), with_server=True)
+    assert [spec.name for spec in specs] == ["worker0.0", "manager0", SERVER_NAME]
+    assert [spec.says_ready for spec in specs] == [False, True, True]
+
+
+def test_replicas_without_a_server() -> None:
+    specs = build_topology(EngineConfig(dp_size=3), with_server=False)
+    assert [spec.name for spec in specs] == [
+        *(f"worker{rank}.0" for rank in range(3)),
+        *(f"manager{rank}" for rank in range(3)),
+    ]
+
+
+def test_server_knows_all_managers() -> None:
+    server = build_topology(EngineConfig(dp_size=3), with_server=True)[-1]
+    assert (server.role, server.num_managers) == ("server", 3)
+
+
+def test_every_process_has_its_own_inbox() -> None:
+    addresses = Addresses("/somewhere")
+    specs = build_topology(EngineConfig(dp_size=2), with_server=True)
+    inboxes = {spec.inbox(addresses) for spec in specs}
+    assert len(inboxes) == len(specs)
+    assert addresses.worker(1, 0) in inboxes
+    assert addresses.manager(1) in inboxes
+    assert addresses.server(0) in inboxes
+
+
+WORKER = ProcessSpec(name="worker0.0", role="worker")
+MANAGER = ProcessSpec(name="manager0", role="manager")
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "threads"),
+    [
+        ({}, {}, "8"),
+        ({"dp_size": 2}, {}, "4"),
+        ({"dp_size": 16}, {}, "1"),
+        ({"cpu_threads": 3, "dp_size": 2}, {}, "3"),
+        ({"cpu_threads": 3}, {"OMP_NUM_THREADS": "1"}, "3"),
+        ({}, {"OMP_NUM_THREADS": "5"}, None),
+    ],
+)
+def test_workers_share_the_cores(
+    options: dict[str, int], environment: dict[str, str], threads: str | None
+) -> None:
+    added = thread_environment(EngineConfig(**options), WORKER, environment, cores=8)
+    assert added.get("OMP_NUM_THREADS") == threads
+
+
+def test_others_have_one_thread_whatever_the_environment_says() -> None:
+    added = thread_environment(EngineConfig(), MANAGER, {"OMP_NUM_THREADS": "8"}, cores=8)
+    assert set(added.values()) == {"1"}
+
+
+def test_there_is_a_core() -> None:
+    assert usable_cores() >= 1

@@ -78,6 +78,30 @@ class SampledTokens:
     top_logprobs: torch.Tensor | None = None
     """float32[S, K]"""
 
+    @classmethod
+    def join(cls, parts: list["SampledTokens"]) -> "SampledTokens":
+        """Rows of several calls, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        token_ids = torch.cat([part.token_ids for part in parts])
+        if all(part.logprobs is None for part in parts):
+            return cls(token_ids=token_ids)
+        logprobs = torch.full(token_ids.shape, MIN_LOGPROB, device=token_ids.device)
+        count = max(0 if part.top_ids is None else part.top_ids.shape[1] for part in parts)
+        top_ids = token_ids.new_zeros(len(token_ids), count)
+        top = logprobs.new_full((len(token_ids), count), MIN_LOGPROB)
+        end = 0
+        for part in parts:
+            start, end = end, end + len(part.token_ids)
+            if part.logprobs is not None:
+                logprobs[start:end] = part.logprobs
+            if part.top_ids is not None and part.top_logprobs is not None:
+                top_ids[start:end, : part.top_ids.shape[1]] = part.top_ids
+                top[start:end, : part.top_ids.shape[1]] = part.top_logprobs
+        if count == 0:
+            return cls(token_ids=token_ids, logprobs=logprobs)
+        return cls(token_ids=token_ids, logprobs=logprobs, top_ids=top_ids, top_logprobs=top)
+
 
 @torch.inference_mode()
 def sample(logits_SV: torch.Tensor, batch: SamplingBatch) -> SampledTokens:

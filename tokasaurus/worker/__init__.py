@@ -1,0 +1,1 @@
+"""The worker process: owns the device, mirrors the manager's slot table and executes steps."""

@@ -1,0 +1,91 @@
+"""The worker's loop: receive steps, launch them in order, read back and send results.
+
+With overlap, step k+1 is launched before the result of step k is read back, so that a device that
+works asynchronously never waits for the host.
+"""
+
+import time
+from collections import deque
+from dataclasses import dataclass
+
+import msgspec
+
+from tokasaurus.ipc.channels import Inbox, Outbox
+from tokasaurus.ipc.messages.to_manager import Shutdown
+from tokasaurus.ipc.messages.to_worker import StepInput, ToWorker
+from tokasaurus.worker.runner import ModelRunner, StepHandle
+
+
+@dataclass(slots=True)
+class _Launched:
+    handle: StepHandle
+    started: float
+    wait_seconds: float
+
+
+class WorkerLoop:
+    """Runs until it receives `Shutdown`."""
+
+    def __init__(
+        self, runner: ModelRunner, inbox: Inbox[ToWorker], manager: Outbox, *, overlap: bool
+    ) -> None:
+        self._runner = runner
+        self._inbox = inbox
+        self._manager = manager
+        self._overlap = overlap
+        self._steps: deque[StepInput] = deque()
+        self._in_flight: _Launched | None = None
+        self._wait_seconds = 0.0
+        self._last_finished = 0.0
+        self._shutting_down = False
+
+    def run(self) -> None:
+        """Steps that have been launched are answered before this returns."""
+        while not self._shutting_down:
+            self._receive()
+            if self._shutting_down or not self._steps:
+                self._finish_in_flight()
+                continue
+            launched = self._launch(self._steps.popleft())
+            self._finish_in_flight()
+            self._in_flight = launched
+            if not self._overlap:
+                self._finish_in_flight()
+
+    def _receive(self) -> None:
+        """Take what is there; wait only when there is nothing else to do."""
+        if not self._steps and self._in_flight is None:
+            began = time.perf_counter()
+            message = self._inbox.receive(None)
+            self._wait_seconds += time.perf_counter() - began
+            if message is not None:
+                self._accept(message)
+        for message in self._inbox.drain():
+            self._accept(message)
+
+    def _accept(self, message: ToWorker) -> None:
+        if isinstance(message, Shutdown):
+            self._shutting_down = True
+        else:
+            self._steps.append(message)
+
+    def _launch(self, step: StepInput) -> _Launched:
+        started, waited = time.perf_counter(), self._wait_seconds
+        self._wait_seconds = 0.0
+        return _Launched(self._runner.execute(step), started, waited)
+
+    def _finish_in_flight(self) -> None:
+        launched, self._in_flight = self._in_flight, None
+        if launched is None:
+            return
+        output = launched.handle.result()
+        finished = time.perf_counter()
+        started = max(launched.started, self._last_finished)
+        self._last_finished = finished
+        self._manager.send(
+            msgspec.structs.replace(
+                output,
+                wait_seconds=launched.wait_seconds,
+                execute_seconds=finished - started,
+            )
+        )

@@ -1,0 +1,131 @@
+"""Main of a worker process: load, warm up, say so to the manager, then run the loop.
+
+Errors are raised to the caller, which reports them to the supervisor; so is the parent's death
+handled there.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from tokasaurus.config.engine_config import EngineConfig
+from tokasaurus.config.model_files import resolve_model
+from tokasaurus.errors import ConfigError
+from tokasaurus.ipc.addresses import Addresses
+from tokasaurus.ipc.channels import Outbox, ZmqInbox, ZmqOutbox
+from tokasaurus.ipc.messages.to_manager import WorkerReady
+from tokasaurus.ipc.messages.to_supervisor import Progress as ProgressMessage
+from tokasaurus.ipc.messages.to_worker import ToWorker
+from tokasaurus.model.attention.backend import CausalModel
+from tokasaurus.model.registry import load_model
+from tokasaurus.worker.loop import WorkerLoop
+from tokasaurus.worker.runner import ModelRunner, Progress
+from tokasaurus.worker.torch_runner import RunnerSettings, TorchRunner
+
+_logger = logging.getLogger(__name__)
+
+_PROGRESS_INTERVAL_SECONDS = 0.1
+
+
+def run_worker(config: EngineConfig, addresses: Addresses, dp_rank: int, rank: int) -> None:
+    """Serve one replica's steps until the manager or the supervisor says `Shutdown`.
+
+    Raises ModelError or ConfigError when the model can't be loaded or does not fit.
+    """
+    name = f"worker{dp_rank}.{rank}"
+    inbox: ZmqInbox[ToWorker] = ZmqInbox(addresses.worker(dp_rank, rank), ToWorker)
+    supervisor = ZmqOutbox(addresses.supervisor())
+    manager = ZmqOutbox(addresses.manager(dp_rank))
+    try:
+        place_threads(config.cpu_threads, dp_rank, config.dp_size)
+        runner = build_runner(config, dp_rank)
+        runner.load(_phase(supervisor, name, "load"))
+        runner.warm_up(_phase(supervisor, name, "warm-up"))
+        manager.send(
+            WorkerReady(
+                rank=rank,
+                capabilities=runner.capabilities,
+                num_blocks=runner.num_blocks,
+                max_model_len=runner.max_model_len,
+                vocab_size=runner.vocab_size,
+                description=runner.description,
+            )
+        )
+        _logger.info("ready: %s", runner.description)
+        WorkerLoop(runner, inbox, manager, overlap=runner.capabilities.async_steps).run()
+    finally:
+        for channel in (inbox, supervisor, manager):
+            channel.close()
+
+
+def build_runner(config: EngineConfig, dp_rank: int) -> ModelRunner:
+    """The runner that the options ask for; nothing is loaded yet."""
+    device = choose_device(config.device, dp_rank)
+    settings = RunnerSettings(
+        device=device,
+        attention_backend=config.attention_backend,
+        page_size=config.page_size,
+        kv_cache_num_tokens=config.kv_cache_num_tokens,
+        kv_cache_memory_fraction=config.kv_cache_memory_fraction,
+        max_tokens_per_forward=config.max_tokens_per_forward,
+        max_seqs_per_forward=config.max_seqs_per_forward,
+    )
+    return TorchRunner(settings, partial(_load, config, device))
+
+
+def choose_device(device: str, dp_rank: int) -> torch.device:
+    """Replica i takes GPU i. Raises ConfigError when there is none."""
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "cpu" or (device == "auto" and num_gpus == 0):
+        return torch.device("cpu")
+    if dp_rank >= num_gpus:
+        raise ConfigError(
+            f"device={device} with dp_size above {dp_rank} needs at least {dp_rank + 1} GPUs, but "
+            f"torch sees {num_gpus}; use device=cpu or fewer replicas."
+        )
+    return torch.device("cuda", dp_rank)
+
+
+def place_threads(cpu_threads: int | None, dp_rank: int, dp_size: int) -> None:
+    """Set the number of computing threads, and give each of several replicas its own cores."""
+    if cpu_threads is not None:
+        torch.set_num_threads(cpu_threads)
+    if dp_size > 1 and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        share = cpu_threads or max(1, len(cores) // dp_size)
+        mine = {cores[(dp_rank * share + i) % len(cores)] for i in range(share)}
+        os.sched_setaffinity(0, mine)
+        if cpu_threads is None:
+            torch.set_num_threads(len(mine))
+    _logger.info("computing with %d threads", torch.get_num_threads())
+
+
+def _load(config: EngineConfig, device: torch.device, progress: Progress) -> CausalModel:
+    return load_model(
+        resolve_model(config.model),
+        dtype=config.dtype,
+        device=device,
+        model_path=config.model_path,
+        load_format=config.load_format,
+        max_model_len=config.max_model_len,
+        progress=progress,
+    )
+
+
+def _phase(supervisor: Outbox, name: str, phase: str) -> Callable[[float, str], None]:
+    """Reports progress of a phase, at most ten times a second."""
+    last_sent = -_PROGRESS_INTERVAL_SECONDS
+
+    def report(fraction: float, text: str) -> None:
+        nonlocal last_sent
+        now = time.monotonic()
+        if fraction < 1 and now - last_sent < _PROGRESS_INTERVAL_SECONDS:
+            return
+        last_sent = now
+        supervisor.send(ProgressMessage(process=name, phase=phase, fraction=fraction, text=text))
+
+    return report

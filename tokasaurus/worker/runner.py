@@ -1,0 +1,53 @@
+"""The interface between the worker's loop and what runs the model."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from tokasaurus.ipc.messages.to_manager import RunnerCapabilities, StepOutput
+from tokasaurus.ipc.messages.to_worker import StepInput
+
+Progress = Callable[[float, str], None]
+"""Called with the fraction that is done, 0..1, and a text for people."""
+
+
+class StepHandle(Protocol):
+    """A step that has been launched."""
+
+    def result(self) -> StepOutput:
+        """Wait for the step to finish. `wait_seconds` and `execute_seconds` are left at 0."""
+
+
+class ModelRunner(Protocol):
+    """Runs one model on one device: `load`, then `warm_up`, then steps in order.
+
+    Properties are valid after `warm_up`.
+    """
+
+    @property
+    def capabilities(self) -> RunnerCapabilities: ...
+
+    @property
+    def num_blocks(self) -> int:
+        """KV blocks that steps may name."""
+
+    @property
+    def max_model_len(self) -> int: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def description(self) -> str:
+        """Path taken, device, dtype and backend, for the start-up line."""
+
+    def load(self, progress: Progress) -> None:
+        """Read the weights. Raises ModelError or ConfigError."""
+
+    def warm_up(self, progress: Progress) -> None:
+        """Run the largest batches once, then size and allocate the KV cache.
+
+        Raises ConfigError, with numbers and the option to lower, when memory doesn't suffice.
+        """
+
+    def execute(self, step: StepInput) -> StepHandle:
+        """Launch a step. Where the device works asynchronously this returns before it is done."""

@@ -1,0 +1,223 @@
+"""Runs steps with torch, on a CPU or a GPU; every slot's last token stays on the device.
+
+Shapes: T tokens of the step, D hidden size, S rows that sample, V vocabulary.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tokasaurus.ipc.messages.to_manager import RunnerCapabilities, StepOutput
+from tokasaurus.ipc.messages.to_worker import StepInput
+from tokasaurus.model.attention.backend import AttentionBackend, CausalModel
+from tokasaurus.model.attention.registry import create_backend
+from tokasaurus.model.sampling.sampler import SampledTokens, sample
+from tokasaurus.worker.device_batch import BatchBuilder, DeviceBatch
+from tokasaurus.worker.memory import KVRequest, choose_num_blocks, free_device_bytes
+from tokasaurus.worker.prompt_scoring import PromptScorer, PromptScores
+from tokasaurus.worker.runner import Progress
+from tokasaurus.worker.slot_table import SlotTable
+from tokasaurus.worker.warmup import num_warm_up_blocks, warm_up_steps
+
+_logger = logging.getLogger(__name__)
+
+_MAX_LOGITS_BYTES = 64 << 20
+"""Logits of one pass: more rows are sampled pass by pass."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerSettings:
+    """What the runner needs from the options."""
+
+    device: torch.device
+    attention_backend: str = "auto"
+    page_size: int = 16
+    kv_cache_num_tokens: int | None = None
+    kv_cache_memory_fraction: float = 0.8
+    max_tokens_per_forward: int = 2048
+    max_seqs_per_forward: int = 1024
+
+
+@dataclass(slots=True)
+class TorchStepHandle:
+    """A launched step; its outputs are on their way to the host."""
+
+    step_id: int
+    sampled: SampledTokens
+    prompt_scores: list[PromptScores]
+    done: torch.cuda.Event | None
+
+    def result(self) -> StepOutput:
+        if self.done is not None:
+            self.done.synchronize()
+        sampled = self.sampled
+        return StepOutput(
+            step_id=self.step_id,
+            token_ids=sampled.token_ids.numpy().astype(np.int32),
+            logprobs=_array(sampled.logprobs),
+            top_ids=None if sampled.top_ids is None else sampled.top_ids.numpy().astype(np.int32),
+            top_logprobs=_array(sampled.top_logprobs),
+            prompt_logprobs=[scores.message() for scores in self.prompt_scores],
+        )
+
+
+class TorchRunner:
+    """`ModelRunner` over a `CausalModel`."""
+
+    def __init__(
+        self, settings: RunnerSettings, load_model: Callable[[Progress], CausalModel]
+    ) -> None:
+        self._settings = settings
+        self._device = settings.device
+        self._load_model = load_model
+        self._model: CausalModel
+        self._backend: AttentionBackend
+        self._num_blocks = 0
+
+    @property
+    def capabilities(self) -> RunnerCapabilities:
+        return RunnerCapabilities(
+            mixed_batches=True,
+            hydragen=getattr(self._backend, "supports_hydragen", False),
+            async_steps=self._device.type != "cpu",
+        )
+
+    @property
+    def num_blocks(self) -> int:
+        return self._num_blocks
+
+    @property
+    def max_model_len(self) -> int:
+        return self._model.max_model_len
+
+    @property
+    def vocab_size(self) -> int:
+        return self._model.vocab_size
+
+    @property
+    def description(self) -> str:
+        dtype = str(self._model.dtype).removeprefix("torch.")
+        return f"{self._model.path}, {self._device}, {dtype}, attention {self._backend.name}"
+
+    def load(self, progress: Progress) -> None:
+        self._model = self._load_model(progress)
+        self._backend = create_backend(
+            self._settings.attention_backend,
+            self._model.attention_layers,
+            page_size=self._settings.page_size,
+            dtype=self._model.dtype,
+            device=self._device,
+        )
+        self._reset()
+
+    def warm_up(self, progress: Progress) -> None:
+        settings = self._settings
+        steps = warm_up_steps(
+            max_tokens=settings.max_tokens_per_forward,
+            max_seqs=settings.max_seqs_per_forward,
+            max_model_len=self._model.max_model_len,
+            page_size=settings.page_size,
+            on_cpu=self._device.type == "cpu",
+        )
+        self._backend.allocate(num_warm_up_blocks(steps))
+        for i, step in enumerate(steps):
+            progress(i / len(steps), f"{len(step.prefill_ids)} tokens prefill")
+            self.execute(step).result()
+        self._backend.allocate(0)
+        self._num_blocks = choose_num_blocks(
+            KVRequest(
+                num_tokens=settings.kv_cache_num_tokens,
+                memory_fraction=settings.kv_cache_memory_fraction,
+                page_size=settings.page_size,
+                bytes_per_block=self._backend.kv_bytes_per_block(),
+                max_model_len=self._model.max_model_len,
+            ),
+            free_device_bytes(self._device),
+            self._device.type,
+        )
+        self._backend.allocate(self._num_blocks)
+        self._reset()
+        _logger.info(
+            "KV cache: %d blocks of %d tokens, %.2f GiB",
+            self._num_blocks,
+            settings.page_size,
+            self._num_blocks * self._backend.kv_bytes_per_block() / 2**30,
+        )
+
+    def _reset(self) -> None:
+        """Forget all slots."""
+        model, page_size = self._model, self._settings.page_size
+        table = SlotTable(
+            max_blocks_per_slot=-(-model.max_model_len // page_size) + 1,
+            vocab_size=model.vocab_size,
+        )
+        self._builder = BatchBuilder(table, page_size)
+        self._last_tokens = torch.zeros(table.capacity, dtype=torch.int64, device=self._device)
+        self._max_logits_rows = max(1, _MAX_LOGITS_BYTES // (4 * model.vocab_size))
+        self._prompt_scorer = PromptScorer(model, self._max_logits_rows)
+
+    @torch.inference_mode()
+    def execute(self, step: StepInput) -> TorchStepHandle:
+        batch = self._builder.build(step)
+        self._prompt_scorer.forget(step.freed_slots.tolist())
+        self._prompt_scorer.forget(added.slot for added in step.added_slots)
+        self._grow_last_tokens()
+        sampled = SampledTokens(token_ids=torch.empty(0, dtype=torch.int64))
+        prompt_scores: list[PromptScores] = []
+        if len(batch.positions):
+            prefill_ids = self._to_device(batch.prefill_ids)
+            decode_ids = self._last_tokens[self._to_device(batch.decode_slots)]
+            ids_T = torch.cat([prefill_ids, decode_ids])
+            self._backend.plan(batch.attention)
+            hidden_TD = self._model.forward(ids_T, self._to_device(batch.positions), self._backend)
+            for chunk in batch.prompt_chunks:
+                scores = self._prompt_scorer.score(chunk, hidden_TD, ids_T)
+                if scores is not None:
+                    prompt_scores.append(scores)
+            if len(batch.sampled_tokens):
+                sampled = self._sample(hidden_TD, batch)
+        return self._send_to_host(step.step_id, sampled, prompt_scores)
+
+    def _sample(self, hidden_TD: torch.Tensor, batch: DeviceBatch) -> SampledTokens:
+        rows = batch.sampled_tokens
+        everything = len(rows) == len(hidden_TD)
+        hidden_SD = hidden_TD if everything else hidden_TD[self._to_device(rows)]
+        parts = []
+        for start in range(0, len(rows), self._max_logits_rows):
+            which = slice(start, min(start + self._max_logits_rows, len(rows)))
+            params = batch.sampling if which == slice(0, len(rows)) else batch.sampling.rows(which)
+            parts.append(sample(self._model.logits(hidden_SD[which]), params))
+        sampled = SampledTokens.join(parts)
+        # A row with a NaN has token -1; what runs after it until the manager ends it is token 0.
+        slots = self._to_device(batch.sampled_slots)
+        self._last_tokens[slots] = sampled.token_ids.clamp_min(0)
+        return sampled
+
+    def _send_to_host(
+        self, step_id: int, sampled: SampledTokens, prompt_scores: list[PromptScores]
+    ) -> TorchStepHandle:
+        if self._device.type != "cuda":
+            return TorchStepHandle(step_id, sampled, prompt_scores, None)
+        for result in (sampled, *prompt_scores):
+            for name in ("token_ids", "logprobs", "top_ids", "top_logprobs"):
+                value = getattr(result, name, None)
+                if value is not None:
+                    setattr(result, name, value.to("cpu", non_blocking=True))
+        done = torch.cuda.Event()
+        done.record()
+        return TorchStepHandle(step_id, sampled, prompt_scores, done)
+
+    def _grow_last_tokens(self) -> None:
+        missing = self._builder.table.capacity - len(self._last_tokens)
+        if missing > 0:
+            self._last_tokens = torch.nn.functional.pad(self._last_tokens, (0, missing))
+
+    def _to_device(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self._device)
+
+
+def _array(tensor: torch.Tensor | None) -> np.ndarray | None:
+    return None if tensor is None else tensor.numpy()

@@ -27,6 +27,10 @@ class EngineConfig(StrictConfig):
     """Address to listen on; 0.0.0.0 lets other machines in."""
     port: int = 10210
     """Port to listen on; 0 takes a free one."""
+    max_queued_requests: int = 16384
+    """Most samples (prompts times n) accepted and not finished; further requests get a 429."""
+    max_body_bytes: int = 33554432
+    """Most bytes of one HTTP request's body; larger ones get a 413."""
 
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Number format of weights and activations; auto: the checkpoint's."""
@@ -119,6 +123,8 @@ class EngineConfig(StrictConfig):
 
 
 _LEAST = {
+    "max_queued_requests": 1,
+    "max_body_bytes": 1,
     "max_model_len": 2,
     "page_size": 1,
     "kv_cache_num_tokens": 1,

@@ -73,15 +73,16 @@ class EngineClient:
         max_in_flight: int | None = None,
         channels: EngineChannels | None = None,
     ) -> None:
-        """`max_in_flight` bounds the samples accepted and not finished; None: no bound.
+        """`eos_token_ids`: as the model's configuration says; empty: the tokenizer's.
 
+        `max_in_flight` bounds the samples accepted and not finished; None: no bound.
         `channels` replace the sockets that `start` would open.
         """
         self._addresses = addresses
         self._server_index = server_index
         self._num_managers = num_managers
         self._tokenizer = tokenizer
-        self._eos_token_ids = eos_token_ids
+        self._eos_token_ids = eos_token_ids or tokenizer.eos_token_ids
         self._max_in_flight = max_in_flight
         self._channels = channels
         self._balancer = LoadBalancer(num_managers)
@@ -93,6 +94,8 @@ class EngineClient:
         self._receiver: asyncio.Task[None] | None = None
         self.failure: EngineFailedError | None = None
         """Why no request can be served any more; None as long as the engine works."""
+        self.was_told_to_stop = False
+        """The failure is an orderly end."""
         self.ended = asyncio.Event()
         """Set when `failure` is: the engine failed or was told to shut down."""
         self.stats: dict[int, ManagerStats] = {}
@@ -268,6 +271,7 @@ class EngineClient:
             case ManagerStats():
                 self.stats[message.dp_rank] = message
             case Shutdown():
+                self.was_told_to_stop = True
                 self.fail(EngineFailedError("The engine is shutting down; try again."))
 
     def _handle_ready(self, message: ManagerReady) -> None:

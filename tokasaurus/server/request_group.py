@@ -32,6 +32,11 @@ class RequestGroup:
     ) -> None:
         self.cancel()
 
+    @property
+    def has_finished(self) -> bool:
+        """Nothing more will become ready."""
+        return self._num_unfinished == 0
+
     async def wait(self) -> list[Generation]:
         """Those with news since the last call, or, of a group that does not stream, those that
         have finished since; an empty list when there is nothing more to come. One caller at a time.

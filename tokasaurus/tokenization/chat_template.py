@@ -26,6 +26,7 @@ class ChatTemplate:
 
     def __init__(self, source: str, special_tokens: Mapping[str, str], *, origin: str) -> None:
         """`origin` is where the template came from. Raises ModelError if it does not compile."""
+        self._source = source
         self._special_tokens = dict(special_tokens)
         try:
             self._template = _new_environment().from_string(source)
@@ -57,6 +58,10 @@ class ChatTemplate:
         if source is None:
             return None
         return cls(source, special_tokens, origin=f"{folder}/tokenizer_config.json")
+
+    def mentions(self, word: str) -> bool:
+        """Whether the template's source has the word, so that it may know such a role."""
+        return word in self._source
 
     def render(
         self,

@@ -54,6 +54,12 @@ class Tokenizer:
         """Entries of the vocabulary, added tokens included; ids may have gaps."""
         return self._backend.get_vocab_size(with_added_tokens=True)
 
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The token that ends a text, if the checkpoint's tokenizer names one."""
+        eos_token_id = self._backend.token_to_id(self.named_tokens.get("eos_token", ""))
+        return () if eos_token_id is None else (eos_token_id,)
+
     def token_id(self, token: str) -> int | None:
         """The id of a token given as the vocabulary spells it."""
         return self._backend.token_to_id(token)

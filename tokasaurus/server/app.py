@@ -1,0 +1,27 @@
+"""The FastAPI application: routes, error shapes and the API's description."""
+
+from fastapi import FastAPI
+
+from tokasaurus import __version__
+from tokasaurus.server.errors import install_error_handlers
+from tokasaurus.server.openapi import install_openapi
+from tokasaurus.server.routes import chat_completions, completions, health, models
+from tokasaurus.server.schemas.chat_completions import ChatCompletion, ChatCompletionRequest
+from tokasaurus.server.schemas.completions import Completion, CompletionRequest
+from tokasaurus.server.schemas.models import Model, ModelList
+from tokasaurus.server.state import ServerState
+
+
+def create_app(state: ServerState) -> FastAPI:
+    """An app that serves `state`; starting and closing what is in it stays with the caller."""
+    app = FastAPI(title="Tokasaurus", version=__version__, redoc_url=None)
+    app.state.server = state
+    install_error_handlers(app)
+    for module in (completions, chat_completions, models, health):
+        app.include_router(module.router)
+    install_openapi(
+        app,
+        requests=[CompletionRequest, ChatCompletionRequest],
+        responses=[Completion, ChatCompletion, Model, ModelList],
+    )
+    return app

@@ -1,0 +1,117 @@
+"""What a choice of a response shows of its generation; streams and whole responses agree."""
+
+from typing import Literal
+
+from tokasaurus.server.generation import Generation
+from tokasaurus.server.logprobs import CompletionLogprobsBuilder, chat_logprobs, joined
+from tokasaurus.server.schemas.chat_completions import (
+    ChatChoice,
+    ChatChunkChoice,
+    ChatDelta,
+    ChatMessage,
+)
+from tokasaurus.server.schemas.completions import CompletionChoice, CompletionLogprobs
+from tokasaurus.tokenization.tokenizer import Tokenizer
+
+
+def api_finish_reason(generation: Generation) -> Literal["stop", "length"] | None:
+    """None while it runs."""
+    reason = generation.finish_reason
+    assert reason in (None, "stop", "length"), f"{reason} is no finish reason of the API"
+    return reason
+
+
+class CompletionChoiceWriter:
+    """One choice of a completion; echoes its prompt before the first text."""
+
+    def __init__(
+        self, index: int, tokenizer: Tokenizer, *, echoed: str | None, with_logprobs: bool
+    ) -> None:
+        """`echoed`: the prompt's text, if the client wants it back."""
+        self._index = index
+        self._tokenizer = tokenizer
+        self._echoed = echoed
+        self._with_logprobs = with_logprobs
+        self._logprobs: CompletionLogprobsBuilder | None = None
+
+    def write(self, generation: Generation) -> CompletionChoice:
+        """Everything since the last call."""
+        delta = generation.take()
+        logprobs = None
+        if self._with_logprobs:
+            is_first = self._logprobs is None
+            builder = self._logprobs or self._new_builder(generation)
+            self._logprobs = builder
+            if is_first and self._echoed is not None:
+                logprobs = _prompt_logprobs(builder, generation)
+                logprobs = joined(logprobs, builder.add(delta.logprobs))
+            else:
+                logprobs = builder.add(delta.logprobs)
+        text = delta.text
+        if self._echoed is not None:
+            text, self._echoed = self._echoed + text, None
+        return CompletionChoice(
+            index=self._index,
+            text=text,
+            logprobs=logprobs,
+            finish_reason=api_finish_reason(generation),
+        )
+
+    def _new_builder(self, generation: Generation) -> CompletionLogprobsBuilder:
+        context = [] if self._echoed is not None else generation.request.prompt_ids.tolist()
+        detokenizer = self._tokenizer.detokenizer(
+            skip_special_tokens=generation.params.skip_special_tokens, prompt_ids=context
+        )
+        return CompletionLogprobsBuilder(self._tokenizer, detokenizer)
+
+
+def _prompt_logprobs(
+    builder: CompletionLogprobsBuilder, generation: Generation
+) -> CompletionLogprobs:
+    first = builder.add_unscored(int(generation.request.prompt_ids[0]))
+    return joined(first, builder.add(generation.prompt_logprobs))
+
+
+def chat_choice(generation: Generation, tokenizer: Tokenizer) -> ChatChoice:
+    """The choice of a whole response."""
+    delta = generation.take()
+    has_logprobs = generation.params.logprobs is not None
+    reason = api_finish_reason(generation)
+    assert reason is not None, "the generation has not finished"
+    return ChatChoice(
+        index=generation.index,
+        message=ChatMessage(delta.text),
+        logprobs=chat_logprobs(delta.logprobs, tokenizer) if has_logprobs else None,
+        finish_reason=reason,
+    )
+
+
+class ChatChoiceWriter:
+    """One choice of a streamed chat completion: its role, then text, then why it ended."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._has_begun = False
+
+    def write(self, generation: Generation) -> list[ChatChunkChoice]:
+        """Everything since the last call, one entry per chunk."""
+        delta, index = generation.take(), generation.index
+        choices = []
+        if not self._has_begun:
+            self._has_begun = True
+            choices.append(ChatChunkChoice(index=index, delta=ChatDelta("assistant", "")))
+        if delta.text or delta.logprobs:
+            has_logprobs = generation.params.logprobs is not None
+            choices.append(
+                ChatChunkChoice(
+                    index=index,
+                    delta=ChatDelta(content=delta.text),
+                    logprobs=(
+                        chat_logprobs(delta.logprobs, self._tokenizer) if has_logprobs else None
+                    ),
+                )
+            )
+        reason = api_finish_reason(generation)
+        if reason is not None:
+            choices.append(ChatChunkChoice(index=index, delta=ChatDelta(), finish_reason=reason))
+        return choices

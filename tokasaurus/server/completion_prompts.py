@@ -1,0 +1,41 @@
+"""The `prompt` of a completion request: a text, token ids, or a list of either."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tokasaurus.errors import InvalidRequestError
+from tokasaurus.server.state import ServerState
+
+MAX_SAMPLES = 4096
+"""Prompts times n in one request; more would keep everyone else off the event loop."""
+
+
+def split_prompts(prompt: Any, *, n: int) -> list[str] | list[list[int]]:
+    """All texts, or all token ids. Raises InvalidRequestError for anything else."""
+    prompts: list[Any] = prompt if isinstance(prompt, list) else [prompt]
+    if prompts and set(map(type, prompts)) == {int}:
+        prompts = [prompts]
+    kinds = set(map(type, prompts))
+    if kinds not in ({str}, {list}):
+        raise InvalidRequestError(
+            "'prompt' must be a string, a list of token ids, or a list of only strings or only "
+            "lists of token ids.",
+            param="prompt",
+        )
+    if len(prompts) * n > MAX_SAMPLES:
+        raise InvalidRequestError(
+            f"'prompt' asks for {len(prompts) * n} samples (prompts times 'n'), but one request "
+            f"may ask for at most {MAX_SAMPLES}; split it.",
+            param="prompt",
+        )
+    return prompts
+
+
+async def encode_prompts(
+    prompts: list[str] | list[list[int]], state: ServerState, *, add_special_tokens: bool
+) -> Sequence[list[int]]:
+    """Token ids of each prompt."""
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    if not texts:
+        return [prompt for prompt in prompts if isinstance(prompt, list)]
+    return await state.encoding_pool.encode(texts, add_special_tokens=add_special_tokens)

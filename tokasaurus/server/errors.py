@@ -1,0 +1,97 @@
+"""Every failure as OpenAI's clients expect it: {"error": {message, type, param, code}}."""
+
+import math
+from http import HTTPStatus
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+
+from tokasaurus.errors import (
+    EngineFailedError,
+    InvalidRequestError,
+    OverloadedError,
+    TokasaurusError,
+)
+from tokasaurus.server.schemas.errors import ErrorBody, ErrorResponse
+
+_INTERNAL_ERROR = ErrorResponse(
+    ErrorBody(message="The server failed on this request; its log says why.", type="server_error")
+)
+
+
+class BodyTooLargeError(InvalidRequestError):
+    """The request's body has more bytes than this server reads."""
+
+    status_code = 413
+    code = "request_too_large"
+
+
+class ServerNotReadyError(TokasaurusError):
+    """The server can't take requests now; another one may, or this one later."""
+
+
+def describe(error: TokasaurusError) -> ErrorResponse:
+    """What a client is told."""
+    body = ErrorBody(message=str(error), type="server_error")
+    if isinstance(error, InvalidRequestError):
+        body.type, body.param, body.code = "invalid_request_error", error.param, error.code
+    elif isinstance(error, OverloadedError):
+        body.type, body.code = "rate_limit_error", "rate_limit_exceeded"
+    elif isinstance(error, ServerNotReadyError):
+        body.code = "server_not_ready"
+    elif isinstance(error, EngineFailedError):
+        body.code = "engine_failed"
+    return ErrorResponse(body)
+
+
+def status_of(error: TokasaurusError) -> int:
+    """The HTTP status for it."""
+    if isinstance(error, InvalidRequestError):
+        return error.status_code
+    if isinstance(error, OverloadedError):
+        return HTTPStatus.TOO_MANY_REQUESTS
+    if isinstance(error, ServerNotReadyError):
+        return HTTPStatus.SERVICE_UNAVAILABLE
+    return HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def error_response(
+    status: int, body: ErrorResponse, headers: dict[str, str] | None = None
+) -> Response:
+    """A whole response that says only that."""
+    return Response(
+        msgspec.json.encode(body), status, media_type="application/json", headers=headers
+    )
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Also for what the framework itself answers: unknown paths and methods, and our own bugs."""
+    app.add_exception_handler(TokasaurusError, _handle_own)
+    app.add_exception_handler(HTTPException, _handle_http)
+    app.add_exception_handler(Exception, _handle_bug)
+
+
+async def _handle_own(request: Request, error: Exception) -> Response:  # noqa: ARG001
+    assert isinstance(error, TokasaurusError)
+    headers = None
+    if isinstance(error, OverloadedError):
+        headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_seconds)))}
+    return error_response(status_of(error), describe(error), headers)
+
+
+async def _handle_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    method, path = request.method, request.url.path
+    message = {
+        HTTPStatus.NOT_FOUND: f"There is no {path} here; see /openapi.json for what there is.",
+        HTTPStatus.METHOD_NOT_ALLOWED: f"{path} does not take {method} requests.",
+    }.get(HTTPStatus(error.status_code), str(error.detail))
+    body = ErrorBody(message=message, type="invalid_request_error")
+    headers = None if error.headers is None else dict(error.headers)
+    return error_response(error.status_code, ErrorResponse(body), headers)
+
+
+async def _handle_bug(request: Request, error: Exception) -> Response:  # noqa: ARG001
+    # The framework raises the error again after this response, and uvicorn logs it.
+    return error_response(HTTPStatus.INTERNAL_SERVER_ERROR, _INTERNAL_ERROR)

@@ -1,0 +1,184 @@
+"""Main of a server process: loads the tokenizer, waits for managers, serves until told to stop."""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import uvicorn
+import uvloop
+
+from tokasaurus.config.engine_config import EngineConfig
+from tokasaurus.config.model_files import read_model_config, resolve_model
+from tokasaurus.errors import EngineFailedError
+from tokasaurus.ipc.addresses import Addresses
+from tokasaurus.ipc.channels import ZmqOutbox
+from tokasaurus.ipc.messages.to_supervisor import Progress, Ready
+from tokasaurus.server.app import create_app
+from tokasaurus.server.engine_client import EngineClient
+from tokasaurus.server.listening import bind_socket, cannot_listen, url_of
+from tokasaurus.server.state import ServerState
+from tokasaurus.tokenization.chat_template import ChatTemplate
+from tokasaurus.tokenization.encoding_pool import EncodingPool
+from tokasaurus.tokenization.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+_KEEP_ALIVE_SECONDS = 75
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def run_server(
+    config: EngineConfig, addresses: Addresses, server_index: int, num_managers: int
+) -> None:
+    """Returns once stopped by SIGTERM, SIGINT or a Shutdown message.
+
+    Raises TokasaurusError, with what to do about it, if it can't start or the engine fails.
+    """
+    for number in _STOP_SIGNALS:
+        signal.signal(number, _exit_quietly)  # until the event loop takes over
+    name = f"server{server_index}"
+    supervisor = ZmqOutbox(addresses.supervisor())
+    try:
+        with bind_socket(config.host, config.port) as bound:
+            supervisor.send(Progress(process=name, phase="load", text="tokenizer"))
+            state = _load(config, addresses, server_index, num_managers)
+            supervisor.send(Progress(process=name, phase="connect", text="waiting for managers"))
+
+            def on_started() -> None:
+                supervisor.send(Ready(process=name, text=url_of(config.host, bound)))
+
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(_serve(config, state, bound, on_started))
+    finally:
+        supervisor.close()
+
+
+def _exit_quietly(number: int, frame: object) -> None:  # noqa: ARG001
+    raise SystemExit(0)
+
+
+def _load(
+    config: EngineConfig, addresses: Addresses, server_index: int, num_managers: int
+) -> ServerState:
+    folder = resolve_model(config.model)
+    tokenizer_folder = folder
+    if config.tokenizer is not None:
+        # A tokenizer's folder need not hold a model.
+        local = Path(config.tokenizer).expanduser()
+        tokenizer_folder = local if local.is_dir() else resolve_model(config.tokenizer)
+    tokenizer = Tokenizer.load(tokenizer_folder)
+    engine = EngineClient(
+        addresses,
+        server_index,
+        num_managers,
+        tokenizer=tokenizer,
+        eos_token_ids=read_model_config(folder).eos_token_ids,
+        max_in_flight=config.max_queued_requests,
+    )
+    return ServerState(
+        engine=engine,
+        tokenizer=tokenizer,
+        encoding_pool=EncodingPool(tokenizer),
+        chat_template=ChatTemplate.load(
+            tokenizer_folder,
+            tokenizer.settings,
+            tokenizer.named_tokens,
+            override=config.chat_template,
+        ),
+        model_name=config.public_model_name,
+        max_body_bytes=config.max_body_bytes,
+    )
+
+
+async def _serve(
+    config: EngineConfig,
+    state: ServerState,
+    bound: socket.socket,
+    on_started: Callable[[], None],
+) -> None:
+    server = _Server(
+        uvicorn.Config(
+            create_app(state),
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=max(1, int(config.shutdown_timeout_seconds / 2)),
+        ),
+        on_started,
+    )
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in _STOP_SIGNALS:
+        loop.add_signal_handler(number, stop.set)
+    engine = state.engine
+    stopper = asyncio.create_task(_stop_when_asked(server, stop, engine))
+    try:
+        await _run_until_done(config, engine, server, bound, stop)
+    finally:
+        stopper.cancel()
+        await engine.close()
+        state.encoding_pool.close()
+    if not stop.is_set() and not engine.was_told_to_stop:
+        assert engine.failure is not None, "the server stopped for no reason"
+        raise engine.failure
+
+
+async def _run_until_done(
+    config: EngineConfig,
+    engine: EngineClient,
+    server: "_Server",
+    bound: socket.socket,
+    stop: asyncio.Event,
+) -> None:
+    starting = asyncio.create_task(engine.start(config.ready_timeout_seconds))
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not starting.done():
+        starting.cancel()
+        return
+    if engine.was_told_to_stop:
+        return
+    await starting
+    gc.collect()
+    gc.freeze()  # what is there now stays; later collections need not look at it
+    try:
+        await server.serve(sockets=[bound])
+    except OSError as error:  # another process began to listen there after we bound it
+        raise cannot_listen(config.host, config.port, error) from error
+
+
+async def _stop_when_asked(server: "_Server", stop: asyncio.Event, engine: EngineClient) -> None:
+    """Streams that run end with an error; then uvicorn finishes the responses and closes."""
+    waits = [asyncio.create_task(event.wait()) for event in (stop, engine.ended)]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+    server.should_exit = True
+    engine.fail(EngineFailedError("The server is shutting down; try again."))
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to us, and says when it listens."""
+
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_started = on_started
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_started()

@@ -1,0 +1,115 @@
+"""POST /v1/completions."""
+
+import time
+import uuid
+from collections.abc import Sequence
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+
+from tokasaurus.server.body import parse_body
+from tokasaurus.server.choices import CompletionChoiceWriter
+from tokasaurus.server.completion_prompts import encode_prompts, split_prompts
+from tokasaurus.server.engine_client import Prompt
+from tokasaurus.server.generation import Generation
+from tokasaurus.server.openapi import answers, takes
+from tokasaurus.server.schemas.completions import Completion, CompletionChoice, CompletionRequest
+from tokasaurus.server.schemas.usage import Usage
+from tokasaurus.server.state import ServerState, state_of
+from tokasaurus.server.streaming import Chunks, EventStream
+from tokasaurus.server.usage_counting import count_usage
+from tokasaurus.server.whole_response import CLIENT_CLOSED_REQUEST, finish_all
+
+router = APIRouter(tags=["completions"])
+
+_DEFAULT_MAX_TOKENS = 16
+"""OpenAI's, for this path only."""
+
+
+@router.post(
+    "/v1/completions",
+    summary="Continue prompts",
+    openapi_extra=takes(CompletionRequest),
+    responses=answers(Completion, streams=True),
+)
+async def create_completion(request: Request) -> Response:
+    state = state_of(request)
+    body = await parse_body(request, CompletionRequest, state.max_body_bytes)
+    state.check_ready()
+    state.check_model(body.model)
+    body.check()
+    params = body.sampling_params()
+    prompts = split_prompts(body.prompt, n=params.n)
+    encoded = await encode_prompts(
+        prompts, state, add_special_tokens=body.add_special_tokens is not False
+    )
+    group = state.engine.submit(
+        [Prompt(ids, params) for ids in encoded],
+        stream=bool(body.stream),
+        default_max_tokens=_DEFAULT_MAX_TOKENS,
+        predictor_key="completions",
+    )
+    maker = _CompletionMaker(state, body, prompts, params.n, len(group.generations))
+    if body.stream:
+        return EventStream(
+            group,
+            maker.chunks,
+            lambda: maker.usage_chunks(count_usage(group.generations, n=params.n)),
+        )
+    generations = await finish_all(request, group)
+    if generations is None:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    return Response(msgspec.json.encode(maker.whole(generations)), media_type="application/json")
+
+
+class _CompletionMaker:
+    """Builds the response of one request, whole or in chunks."""
+
+    def __init__(
+        self,
+        state: ServerState,
+        body: CompletionRequest,
+        prompts: Sequence[str | list[int]],
+        n: int,
+        num_choices: int,
+    ) -> None:
+        self._id = f"cmpl-{uuid.uuid4().hex}"
+        self._created = int(time.time())
+        self._model = state.model_name
+        self._n = n
+        self._null_usage = None if body.includes_usage else msgspec.UNSET
+        skip = body.skip_special_tokens is not False
+        echoed: list[str | None] = [None] * len(prompts)
+        if body.echo:
+            echoed = [
+                p if isinstance(p, str) else state.tokenizer.decode(p, skip_special_tokens=skip)
+                for p in prompts
+            ]
+        self._writers = [
+            CompletionChoiceWriter(
+                index,
+                state.tokenizer,
+                echoed=echoed[index // n],
+                with_logprobs=body.logprobs is not None,
+            )
+            for index in range(num_choices)
+        ]
+
+    def whole(self, generations: list[Generation]) -> Completion:
+        choices = [self._writers[g.index].write(g) for g in generations]
+        return self._completion(choices, count_usage(generations, n=self._n))
+
+    def chunks(self, generation: Generation) -> Chunks:
+        choice = self._writers[generation.index].write(generation)
+        return [self._completion([choice], self._null_usage)]
+
+    def usage_chunks(self, usage: Usage) -> Chunks:
+        """The last chunk, if the client wants one with the token counts."""
+        return [] if self._null_usage is msgspec.UNSET else [self._completion([], usage)]
+
+    def _completion(
+        self, choices: list[CompletionChoice], usage: Usage | msgspec.UnsetType | None
+    ) -> Completion:
+        return Completion(
+            id=self._id, created=self._created, model=self._model, choices=choices, usage=usage
+        )

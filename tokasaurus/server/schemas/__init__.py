@@ -1,0 +1,1 @@
+"""OpenAI's shapes: requests as pydantic models, responses as msgspec structs."""

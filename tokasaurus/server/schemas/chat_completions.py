@@ -1,0 +1,144 @@
+"""POST /v1/chat/completions."""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+from pydantic import ConfigDict, Field, WithJsonSchema
+
+from tokasaurus.errors import InvalidRequestError
+from tokasaurus.server.sampling_params import MAX_LOGPROBS, SamplingParams
+from tokasaurus.server.schemas.sampling_fields import SamplingFields
+from tokasaurus.server.schemas.usage import Usage
+
+_TEXT_PART_SCHEMA = {
+    "type": "object",
+    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+    "required": ["type", "text"],
+}
+_MESSAGES_SCHEMA = {
+    "type": "array",
+    "minItems": 1,
+    "items": {
+        "type": "object",
+        "properties": {
+            "role": {"enum": ["system", "developer", "user", "assistant", "tool", "function"]},
+            "content": {
+                "anyOf": [
+                    {"type": "string"},
+                    {"type": "array", "items": _TEXT_PART_SCHEMA},
+                    {"type": "null"},
+                ]
+            },
+        },
+        "required": ["role"],
+    },
+}
+
+
+class ChatCompletionRequest(SamplingFields):
+    model_config = ConfigDict(title="ChatCompletionRequest")
+
+    messages: Annotated[Any, WithJsonSchema(_MESSAGES_SCHEMA)]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, description=f"0 to {MAX_LOGPROBS}; needs logprobs.")
+    add_generation_prompt: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, description="Variables for the model's chat template."
+    )
+
+    def sampling_params(self) -> SamplingParams:
+        """Raises InvalidRequestError for values out of range, or that contradict each other."""
+        values = self.sampling_values() | {"logprobs": self._num_logprobs()}
+        limits = {
+            name: value
+            for name in ("max_completion_tokens", "max_tokens")
+            if (value := getattr(self, name)) is not None
+        }
+        if len(set(limits.values())) > 1:
+            raise InvalidRequestError(
+                "'max_tokens' and 'max_completion_tokens' differ; give only the latter.",
+                param="max_tokens",
+            )
+        for name, value in limits.items():
+            if value < 1:
+                raise InvalidRequestError(f"{name!r} must be at least 1, not {value}.", param=name)
+            values["max_tokens"] = value
+        return SamplingParams(**values)
+
+    def _num_logprobs(self) -> int | None:
+        if self.top_logprobs is None:
+            return 0 if self.logprobs else None
+        if not self.logprobs:
+            raise InvalidRequestError(
+                "'top_logprobs' may only be given when 'logprobs' is true.", param="top_logprobs"
+            )
+        if not 0 <= self.top_logprobs <= MAX_LOGPROBS:
+            raise InvalidRequestError(
+                f"'top_logprobs' must be an integer between 0 and {MAX_LOGPROBS}, not "
+                f"{self.top_logprobs}.",
+                param="top_logprobs",
+            )
+        return self.top_logprobs
+
+
+class TopLogprob(msgspec.Struct):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChatTokenLogprob(msgspec.Struct):
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(msgspec.Struct):
+    content: list[ChatTokenLogprob]
+    refusal: None = None
+
+
+class ChatMessage(msgspec.Struct):
+    content: str
+    role: str = "assistant"
+    refusal: None = None
+
+
+class ChatChoice(msgspec.Struct, kw_only=True):
+    index: int
+    message: ChatMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatCompletion(msgspec.Struct, kw_only=True):
+    id: str
+    object: str = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class ChatDelta(msgspec.Struct):
+    role: str | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+
+
+class ChatChunkChoice(msgspec.Struct, kw_only=True):
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: Literal["stop", "length"] | None = None
+
+
+class ChatChunk(msgspec.Struct, kw_only=True):
+    id: str
+    object: str = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: Usage | UnsetType | None = UNSET

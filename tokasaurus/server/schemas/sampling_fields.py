@@ -1,0 +1,79 @@
+"""The fields that completions and chat completions share; null always means the default."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+
+from tokasaurus.errors import InvalidRequestError
+from tokasaurus.server.sampling_params import SamplingParams
+from tokasaurus.server.schemas.unsupported_fields import refuse_unsupported
+
+_STOP_SCHEMA = {
+    "anyOf": [
+        {"type": "string", "minLength": 1},
+        {"type": "array", "items": {"type": "string", "minLength": 1}},
+        {"type": "null"},
+    ]
+}
+
+
+class StreamOptions(BaseModel):
+    """`include_usage`: a last chunk says how many tokens were used."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+    """Accepted, and nothing to do: no padding is ever added."""
+
+
+class SamplingFields(BaseModel):
+    """Ranges are checked by SamplingParams, so that HTTP and Python agree."""
+
+    model_config = ConfigDict(strict=True, extra="allow", title="SamplingFields")
+
+    model: str | None = Field(None, description="Default: the model that this server serves.")
+    n: int | None = Field(None, description="Samples per prompt.")
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = Field(None, description="0 or -1: all tokens.")
+    min_p: float | None = None
+    seed: int | None = None
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    stop: Annotated[Any, WithJsonSchema(_STOP_SCHEMA)] = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    add_special_tokens: bool | None = Field(
+        None, description="Put BOS and the like around the prompt; chat templates do it themselves."
+    )
+    priority: int | None = Field(None, description="Lower runs earlier.")
+    cache_salt: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    @property
+    def includes_usage(self) -> bool:
+        """The stream ends with a chunk of token counts."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    def check(self) -> None:
+        """Raises InvalidRequestError for fields that can't be honoured."""
+        refuse_unsupported(self.model_extra or {}, set(type(self).model_fields), n=self.n or 1)
+        if self.stream_options is not None and not self.stream:
+            raise InvalidRequestError(
+                "'stream_options' may only be given when 'stream' is true.", param="stream_options"
+            )
+
+    def sampling_values(self) -> dict[str, Any]:
+        """The arguments for SamplingParams that the client gave and that need no translation."""
+        return {
+            name: value for name in _SAMPLING_NAMES if (value := getattr(self, name)) is not None
+        }
+
+
+_SAMPLING_NAMES = tuple(
+    name for name in SamplingParams.__struct_fields__ if name in SamplingFields.model_fields
+)

@@ -1,0 +1,92 @@
+"""Fields outside our schemas: ignored where that changes nothing, otherwise refused by name."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tokasaurus.errors import InvalidRequestError
+
+_HARMLESS = frozenset(
+    {
+        "user",
+        "metadata",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "prediction",
+        "parallel_tool_calls",
+    }
+)
+"""They say who asks and how to bill or cache, or, where no tools are given, nothing at all."""
+
+_NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
+    "allowed_token_ids": ([],),
+    "audio": (),
+    "bad_words": ([],),
+    "continue_final_message": (False,),
+    "documents": ([],),
+    "echo": (False,),
+    "frequency_penalty": (0,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "grammar": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "length_penalty": (1,),
+    "logit_bias": ({},),
+    "modalities": (["text"],),
+    "moderation": (),
+    "presence_penalty": (0,),
+    "prompt_logprobs": (),
+    "reasoning_effort": (),
+    "repetition_penalty": (1,),
+    "response_format": ({"type": "text"},),
+    "service_tier": ("auto", "default"),
+    "spaces_between_special_tokens": (True,),
+    "store": (False,),
+    "structured_outputs": (),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+"""Field -> values, besides null, that ask for nothing beyond what is done anyway."""
+
+
+def refuse_unsupported(extra: Mapping[str, Any], supported: Iterable[str], *, n: int) -> None:
+    """Raises InvalidRequestError for the first field that would change the outcome."""
+    for name, value in extra.items():
+        if name in _HARMLESS:
+            continue
+        if name == "best_of":
+            neutral: tuple[Any, ...] = (n,)
+        elif name in _NEUTRAL_VALUES:
+            neutral = _NEUTRAL_VALUES[name]
+        else:
+            raise _unknown(name, [*supported, *_HARMLESS, *_NEUTRAL_VALUES])
+        if value is not None and value not in neutral:
+            raise _unsupported(name, neutral)
+
+
+def _unknown(name: str, known: Iterable[str]) -> InvalidRequestError:
+    near = difflib.get_close_matches(name[:64], known, n=1)
+    advice = f"did you mean {near[0]!r}?" if near else "remove it."
+    return InvalidRequestError(
+        f"Unrecognized request argument: {name[:64]!r}; {advice}",
+        param=name[:64],
+        code="unknown_parameter",
+    )
+
+
+def _unsupported(name: str, neutral: tuple[Any, ...]) -> InvalidRequestError:
+    advice = f"leave it out or set it to {neutral[0]!r}" if neutral else "leave it out"
+    return InvalidRequestError(
+        f"This server does not support {name!r} with this value; {advice}.",
+        param=name,
+        code="unsupported_parameter",
+    )

@@ -1,0 +1,49 @@
+"""What all routes share: the engine, the tokenizer, and how the model is called."""
+
+import time
+from dataclasses import dataclass, field
+
+from fastapi import Request
+
+from tokasaurus.errors import ModelNotFoundError
+from tokasaurus.server.engine_client import EngineClient
+from tokasaurus.server.errors import ServerNotReadyError
+from tokasaurus.tokenization.chat_template import ChatTemplate
+from tokasaurus.tokenization.encoding_pool import EncodingPool
+from tokasaurus.tokenization.tokenizer import Tokenizer
+
+DEFAULT_MAX_BODY_BYTES = 32 * 2**20
+
+
+@dataclass(slots=True, kw_only=True)
+class ServerState:
+    engine: EngineClient
+    tokenizer: Tokenizer
+    encoding_pool: EncodingPool
+    chat_template: ChatTemplate | None
+    model_name: str
+    max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
+    started_at: int = field(default_factory=lambda: int(time.time()))
+
+    def check_model(self, name: str | None) -> None:
+        """Raises ModelNotFoundError unless this server serves it."""
+        if name is not None and name != self.model_name:
+            raise ModelNotFoundError(
+                f"The model {name[:200]!r} does not exist here; this server serves "
+                f"{self.model_name!r}.",
+                param="model",
+            )
+
+    def check_ready(self) -> None:
+        """Raises ServerNotReadyError if requests can't be taken."""
+        if not self.engine.is_ready:
+            raise ServerNotReadyError(
+                str(self.engine.failure or "The engine is starting; try again in a moment.")
+            )
+
+
+def state_of(request: Request) -> ServerState:
+    """The state of the app that the request came to."""
+    state = request.app.state.server
+    assert isinstance(state, ServerState)
+    return state

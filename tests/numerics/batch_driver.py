@@ -3,14 +3,66 @@
 A step mixes chunks of prompts with decodes; blocks are scattered over the cache.
 """
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
 from tokasaurus.model.attention.backend import AttentionBatch, CausalModel
 from tokasaurus.model.attention.torch_backend import TorchBackend
+from tokasaurus.model.registry import ModelPath, load_model
 
 PAGE_SIZE = 8
 _MAX_TOKENS = 100
+
+
+def load(
+    folder: Path,
+    model_path: ModelPath = "native",
+    *,
+    dtype: str = "float32",
+    max_model_len: int | None = None,
+) -> CausalModel:
+    """The checkpoint on the CPU."""
+    return load_model(
+        folder,
+        dtype=dtype,
+        device=torch.device("cpu"),
+        model_path=model_path,
+        load_format="auto",
+        max_model_len=max_model_len,
+        progress=lambda fraction, text: None,
+    )
+
+
+def prompt_logits(model: CausalModel, ids_T: torch.Tensor) -> torch.Tensor:
+    """Logits TV of one whole prompt in one step."""
+    num_tokens = len(ids_T)
+    num_blocks = -(-num_tokens // PAGE_SIZE)
+    backend = _backend(model, num_blocks)
+    backend.plan(
+        AttentionBatch(
+            num_prefill_rows=1,
+            query_lens=np.array([num_tokens], np.int32),
+            kv_lens=np.array([num_tokens], np.int32),
+            block_indptr=np.array([0, num_blocks], np.int32),
+            block_ids=np.arange(num_blocks, dtype=np.int32),
+            slot_mapping=np.arange(num_tokens),
+        )
+    )
+    with torch.inference_mode():
+        return model.logits(model.forward(ids_T, torch.arange(num_tokens), backend))
+
+
+def _backend(model: CausalModel, num_blocks: int) -> TorchBackend:
+    backend = TorchBackend(
+        model.attention_layers,
+        page_size=PAGE_SIZE,
+        dtype=model.dtype,
+        device=torch.device("cpu"),
+    )
+    backend.allocate(num_blocks)
+    return backend
 
 
 class _Sequence:
@@ -41,13 +93,7 @@ def generate(
     ends = np.cumsum(needed)
     for sequence, end, count in zip(sequences, ends, needed, strict=True):
         sequence.blocks = order[end - count : end]
-    backend = TorchBackend(
-        model.attention_layers,
-        page_size=PAGE_SIZE,
-        dtype=model.dtype,
-        device=torch.device("cpu"),
-    )
-    backend.allocate(sum(needed))
+    backend = _backend(model, sum(needed))
     while any(not s.is_finished for s in sequences):
         _step(model, backend, sequences)
     return [s.tokens[s.num_prompt :] for s in sequences], [s.logprobs for s in sequences]

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from tests.checkpoints import REFUSED, TRANSFORMERS, VOCAB_SIZE
-from tests.numerics.batch_driver import generate
-from tests.numerics.test_families import load
+from tests.numerics.batch_driver import generate, load
 from tests.reference import greedy_reference, mixed_prompts
 from tokasaurus.errors import ModelError
 
@@ -32,3 +31,15 @@ def test_concurrent_greedy_tokens_equal_generate(family: str, checkpoint: Checkp
 def test_refused_with_the_list_of_what_works(family: str, checkpoint: Checkpoint) -> None:
     with pytest.raises(ModelError, match=r"LlamaForCausalLM.*GPT2LMHeadModel"):
         load(checkpoint(family), "auto")
+
+
+@pytest.mark.parametrize("family", ["llama3", "mistral", "qwen2_window", "phi3_longrope"])
+def test_a_native_family_can_be_sent_through_transformers(
+    family: str, checkpoint: Checkpoint
+) -> None:
+    folder = checkpoint(family)
+    prompts = mixed_prompts(12, VOCAB_SIZE)
+    model = load(folder, "transformers")
+    assert model.path.startswith("transformers ")
+    assert model.max_model_len == load(folder, "native").max_model_len
+    assert generate(model, prompts, 4)[0] == generate(load(folder, "native"), prompts, 4)[0]

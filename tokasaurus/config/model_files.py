@@ -57,6 +57,8 @@ def resolve_model(model: str) -> Path:
     """
     if model == DEMO_MODEL:
         return DEMO_MODEL_DIR
+    if not model.strip():
+        raise ModelError("model is empty; give a folder, a hub id or demo.")
     folder = Path(model).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():

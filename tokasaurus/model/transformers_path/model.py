@@ -113,13 +113,28 @@ def load_transformers_model(
     if not is_dummy:
         weight_files(folder)
     progress(0.0, "reading weights through transformers")
-    with _quiet():
-        try:
+    try:
+        with _quiet():
             model = _load(model_class, folder, dtype, device, is_dummy)
-        except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError) as error:
-            raise ModelError(f"transformers can't load {folder}: {error}") from error
-    progress(1.0, "reading weights through transformers")
-    return TransformersModel(model.eval().requires_grad_(False), max_positions)
+        progress(1.0, "reading weights through transformers")
+        return TransformersModel(model.eval().requires_grad_(False), max_positions)
+    except torch.OutOfMemoryError:
+        raise
+    except _ERRORS_OF_TRANSFORMERS as error:
+        raise ModelError(f"transformers can't load or run {folder}: {error}") from error
+
+
+_ERRORS_OF_TRANSFORMERS = (
+    AttributeError,
+    ImportError,
+    IndexError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What its code raises for a config.json or weights that don't fit it."""
 
 
 def _load(

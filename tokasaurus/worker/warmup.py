@@ -12,17 +12,17 @@ _MAX_CPU_TOKENS = 512
 def warm_up_steps(
     *, max_tokens: int, max_seqs: int, max_model_len: int, page_size: int, on_cpu: bool
 ) -> list[StepInput]:
-    """The largest prefill, the largest decode, then one sequence alone; slots are freed again."""
+    """The largest prefill, the largest decode, then one sequence alone."""
     if on_cpu:
         max_tokens = min(max_tokens, _MAX_CPU_TOKENS)
         max_seqs = min(max_seqs, _MAX_CPU_TOKENS)
     max_chunk = max(1, max_model_len - 1)
-    chunks = [max_chunk] * (max_tokens // max_chunk)
-    if max_tokens % max_chunk:
-        chunks.append(max_tokens % max_chunk)
-    prefill = _prefill(0, chunks, page_size)
-    decode = _first_decode(1, len(chunks), min(max_seqs, max_tokens), page_size)
-    alone = _step(2, decode_slots=np.zeros(1, np.int32))
+    lens = [min(max_chunk, max_tokens - at) for at in range(0, max_tokens, max_chunk)]
+    lens = lens[:max_seqs]
+    prefill = _prefill(0, lens, page_size)
+    num_rows = min(max_seqs, max_tokens)
+    decode = _decode(1, 0, len(lens), num_rows)
+    alone = _decode(2, num_rows, num_rows, num_rows + 1)
     return [prefill, decode, alone]
 
 
@@ -47,16 +47,15 @@ def _prefill(step_id: int, chunks: list[int], page_size: int) -> StepInput:
     )
 
 
-def _first_decode(step_id: int, num_prefilled: int, num_rows: int, page_size: int) -> StepInput:
-    """Rows beyond the prefilled ones are empty sequences that all write to one block."""
-    slots = np.arange(max(num_rows, num_prefilled), dtype=np.int32)
-    new = slots[num_prefilled:]
+def _decode(step_id: int, first: int, first_new: int, end: int) -> StepInput:
+    """Decode slots first..end-1; new ones are empty sequences that all write to block 0."""
+    new = np.arange(first_new, end, dtype=np.int32)
     return _step(
         step_id,
         added_slots=[AddedSlot(int(s), 0, 0, TokenSampling()) for s in new],
-        appended_slots=np.repeat(new, -(-2 // page_size)),
-        appended_blocks=np.zeros(len(new) * -(-2 // page_size), np.int32),
-        decode_slots=slots,
+        appended_slots=new,
+        appended_blocks=np.zeros(len(new), np.int32),
+        decode_slots=np.arange(first, end, dtype=np.int32),
     )
 
 

@@ -20,6 +20,8 @@ class SampleOutput:
     """Prompt tokens that did not have to be computed."""
     error: str | None
     """Why this sample failed, when finish_reason is "error"."""
+    ttft_seconds: float | None
+    """From submission to the first output token; None if there was none."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -58,6 +60,7 @@ def sample_output(generation: Generation) -> SampleOutput:
     """Of a generation that has finished and of which nothing was taken before."""
     assert generation.finish_reason is not None, f"sample {generation.index} has not finished"
     delta = generation.take()
+    first_token_at = generation.first_token_at
     return SampleOutput(
         text=delta.text,
         token_ids=generation.output_ids,
@@ -66,4 +69,5 @@ def sample_output(generation: Generation) -> SampleOutput:
         logprobs=delta.logprobs if generation.params.logprobs is not None else None,
         num_cached_tokens=generation.num_cached_tokens,
         error=None if generation.error is None else str(generation.error),
+        ttft_seconds=None if first_token_at is None else first_token_at - generation.submitted_at,
     )

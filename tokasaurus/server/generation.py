@@ -1,5 +1,6 @@
 """One sample in flight as a front end sees it: its tokens so far, and what of it is news."""
 
+import time
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -46,6 +47,7 @@ class Generation:
         "dp_rank",
         "error",
         "finish_reason",
+        "first_token_at",
         "index",
         "is_cancelled",
         "num_cached_tokens",
@@ -55,6 +57,7 @@ class Generation:
         "prompt_logprobs",
         "request",
         "stop_reason",
+        "submitted_at",
     )
 
     def __init__(
@@ -82,6 +85,9 @@ class Generation:
         self.num_cached_tokens = 0
         self.num_preemptions = 0
         self.is_cancelled = False
+        self.submitted_at = time.monotonic()
+        self.first_token_at: float | None = None
+        """When its first output token arrived here, by the monotonic clock."""
         self._detokenizer = detokenizer
         self._stop_ids = request.stop_token_ids
         self._matcher = (
@@ -125,6 +131,8 @@ class Generation:
         """Tokens as drawn. If this makes it `is_stopped`, its sequence is to be cancelled."""
         if self.discards_output or self.is_cancelled or self.is_stopped:
             return
+        if self.first_token_at is None:
+            self.first_token_at = time.monotonic()
         num_used = self._add_text(token_ids)
         self.output_ids += token_ids if num_used == len(token_ids) else token_ids[:num_used]
         if logprobs:

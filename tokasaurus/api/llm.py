@@ -69,7 +69,8 @@ class LLM:
             resources.callback(loop.close)
             self.config = engine.config
             folder = resolve_model(self.config.model)
-            self.tokenizer = Tokenizer.load(Path(self.config.tokenizer or folder))
+            tokenizer_folder = Path(self.config.tokenizer or folder).expanduser()
+            self.tokenizer = Tokenizer.load(tokenizer_folder)
             self._client = EngineClient(
                 engine.addresses,
                 0,
@@ -79,7 +80,7 @@ class LLM:
             )
             clients.append(self._client)
             template = ChatTemplate.load(
-                folder,
+                tokenizer_folder,
                 self.tokenizer.settings,
                 self.tokenizer.named_tokens,
                 override=self.config.chat_template,

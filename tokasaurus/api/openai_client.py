@@ -4,7 +4,6 @@ import openai
 
 from tokasaurus.api.serving import ServeHandle
 from tokasaurus.config.engine_config import EngineConfig
-from tokasaurus.launch.listen_address import url_for
 
 _NO_KEY = "none"
 """The SDK insists on a key; the server asks for none."""
@@ -18,6 +17,7 @@ def client(url: str | ServeHandle | None = None, **options: object) -> openai.Op
     if isinstance(url, ServeHandle):
         url = url.url
     elif url is None:
-        url = url_for(EngineConfig().host, EngineConfig().port)
+        config = EngineConfig()
+        url = f"http://{config.host}:{config.port}"
     base_url = url.rstrip("/").removesuffix("/v1") + "/v1"
     return openai.OpenAI(**{"base_url": base_url, "api_key": _NO_KEY, **options})  # type: ignore[arg-type]

@@ -6,8 +6,8 @@ from typing import Any, Self
 from tokasaurus.config.engine_config import EngineConfig
 from tokasaurus.errors import EngineFailedError
 from tokasaurus.launch.background import BackgroundEngine
-from tokasaurus.launch.listen_address import check_can_listen
 from tokasaurus.launch.topology import SERVER_NAME
+from tokasaurus.server.listening import bind_socket
 
 
 class ServeHandle:
@@ -17,7 +17,7 @@ class ServeHandle:
         self._ended = threading.Event()
         self.failure: str | None = None
         """Why the engine stopped by itself; None as long as it runs, and after `close`."""
-        check_can_listen(config.host, config.port)
+        bind_socket(config.host, config.port).close()  # a port that is taken shows at once
         self._engine = BackgroundEngine(
             config, with_server=True, on_failure=self._fail, show_progress=show_progress
         )

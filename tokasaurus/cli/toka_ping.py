@@ -10,7 +10,6 @@ import openai
 from tokasaurus.cli.command import run_command
 from tokasaurus.config.strict_config import StrictConfig
 from tokasaurus.errors import ConfigError, TokasaurusError
-from tokasaurus.launch.listen_address import url_for
 
 _ABOUT = """\
 usage: toka-ping [key=value ...]
@@ -52,7 +51,7 @@ class PingConfig(StrictConfig):
 
     @property
     def server_url(self) -> str:
-        url = self.url if self.url is not None else url_for(self.host, self.port)
+        url = self.url if self.url is not None else f"http://{self.host}:{self.port}"
         return url.rstrip("/").removesuffix("/v1")
 
     def validate(self) -> None:

@@ -11,12 +11,12 @@ from types import FrameType
 from tokasaurus.config.engine_config import EngineConfig
 from tokasaurus.errors import ProcessFailedError
 from tokasaurus.launch.announcement import announcement
-from tokasaurus.launch.listen_address import check_can_listen
 from tokasaurus.launch.local_model import localize_model
 from tokasaurus.launch.startup_display import StartupDisplay
 from tokasaurus.launch.supervisor import Supervisor
 from tokasaurus.launch.topology import build_topology
 from tokasaurus.observability.logging import setup_logging
+from tokasaurus.server.listening import bind_socket
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def run_engine(config: EngineConfig) -> int:
     ModelError when there is no such model.
     """
     setup_logging("supervisor", config.log_level)
-    check_can_listen(config.host, config.port)
+    bind_socket(config.host, config.port).close()  # a port that is taken shows at once
     config = localize_model(config)
     started = time.monotonic()
     display = StartupDisplay(sys.stderr)

@@ -14,12 +14,12 @@ def localize_model(config: EngineConfig) -> EngineConfig:
     local = config
     folder = resolve_model(config.model)
     read_model_config(folder)
-    if _is_hub_id(config.model):
+    if config.model != DEMO_MODEL and not _is_folder(config.model):
         local = local.replace(model=str(folder), served_model_name=config.public_model_name)
-    if config.tokenizer is not None and _is_hub_id(config.tokenizer):
+    if config.tokenizer is not None and not _is_folder(config.tokenizer):
         local = local.replace(tokenizer=str(resolve_model(config.tokenizer)))
     return local
 
 
-def _is_hub_id(model: str) -> bool:
-    return model != DEMO_MODEL and not Path(model).expanduser().is_dir()
+def _is_folder(model: str) -> bool:
+    return Path(model).expanduser().is_dir()

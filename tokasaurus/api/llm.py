@@ -23,6 +23,7 @@ from tokasaurus.api.prompts import (
 from tokasaurus.config.engine_config import EngineConfig
 from tokasaurus.config.model_files import read_model_config, resolve_model
 from tokasaurus.errors import EngineFailedError
+from tokasaurus.ipc.messages.to_server import ManagerStats
 from tokasaurus.launch.background import BackgroundEngine
 from tokasaurus.server.engine_client import EngineClient
 from tokasaurus.server.sampling_params import SamplingParams
@@ -121,6 +122,11 @@ class LLM:
         """Answer one chat or many, each a list of messages; otherwise like `generate`."""
         items = split_chats(messages)
         return self._run(items, sampling_params, self._preparer.prepare_chats, progress)
+
+    def stats(self) -> list[ManagerStats]:
+        """The newest report of each manager that has sent one: about one a second while work runs,
+        and one when all is idle."""
+        return [stats for _, stats in sorted(self._client.stats.items())]
 
     def close(self) -> None:
         """Stop the processes; calls that still wait raise EngineFailedError. Safe to call twice."""

@@ -1,6 +1,7 @@
-"""Greedy decoding of many prompts in ragged steps, as a worker would run them.
+"""Greedy decoding of many prompts through the real runner, as a manager would steer it.
 
-A step mixes chunks of prompts with decodes; blocks are scattered over the cache.
+Steps mix chunks of prompts with decodes; some sequences share the blocks of a common prefix, and
+some are preempted and recomputed.
 """
 
 from pathlib import Path
@@ -8,12 +9,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tests.unit.worker.step_driver import DrivenSequence, StepDriver
+from tokasaurus.ipc.messages.to_manager import TokenSampling
 from tokasaurus.model.attention.backend import AttentionBatch, CausalModel
 from tokasaurus.model.attention.torch_backend import TorchBackend
 from tokasaurus.model.registry import ModelPath, load_model
+from tokasaurus.worker.torch_runner import RunnerSettings, TorchRunner
 
+CPU = torch.device("cpu")
 PAGE_SIZE = 8
 _MAX_TOKENS = 100
+_GREEDY = TokenSampling(temperature=0.0, num_top_logprobs=0)
+_PREEMPT_EVERY = 7
+"""Every so many sequences, one is preempted when half of its tokens are out."""
 
 
 def load(
@@ -27,7 +35,7 @@ def load(
     return load_model(
         folder,
         dtype=dtype,
-        device=torch.device("cpu"),
+        device=CPU,
         model_path=model_path,
         load_format="auto",
         max_model_len=max_model_len,
@@ -39,7 +47,10 @@ def prompt_logits(model: CausalModel, ids_T: torch.Tensor) -> torch.Tensor:
     """Logits TV of one whole prompt in one step."""
     num_tokens = len(ids_T)
     num_blocks = -(-num_tokens // PAGE_SIZE)
-    backend = _backend(model, num_blocks)
+    backend = TorchBackend(
+        model.attention_layers, page_size=PAGE_SIZE, dtype=model.dtype, device=CPU
+    )
+    backend.allocate(num_blocks)
     backend.plan(
         AttentionBatch(
             num_prefill_rows=1,
@@ -54,92 +65,96 @@ def prompt_logits(model: CausalModel, ids_T: torch.Tensor) -> torch.Tensor:
         return model.logits(model.forward(ids_T, torch.arange(num_tokens), backend))
 
 
-def _backend(model: CausalModel, num_blocks: int) -> TorchBackend:
-    backend = TorchBackend(
-        model.attention_layers,
-        page_size=PAGE_SIZE,
-        dtype=model.dtype,
-        device=torch.device("cpu"),
-    )
-    backend.allocate(num_blocks)
-    return backend
-
-
-class _Sequence:
-    def __init__(self, prompt: list[int], max_new_tokens: int) -> None:
-        self.tokens = list(prompt)
-        self.num_done = 0
-        self.num_prompt = len(prompt)
-        self.end = len(prompt) + max_new_tokens
-        self.logprobs: list[float] = []
-        self.blocks = np.empty(0, np.int32)
-
-    @property
-    def is_decoding(self) -> bool:
-        return len(self.tokens) - self.num_done == 1 and self.num_done >= self.num_prompt
-
-    @property
-    def is_finished(self) -> bool:
-        return len(self.tokens) == self.end
-
-
 def generate(
-    model: CausalModel, prompts: list[list[int]], max_new_tokens: int, seed: int = 0
+    model: CausalModel, prompts: list[list[int]], max_new_tokens: int
 ) -> tuple[list[list[int]], list[list[float]]]:
-    """Greedy tokens and log-probabilities of every prompt."""
-    sequences = [_Sequence(prompt, max_new_tokens) for prompt in prompts]
-    needed = [-(-s.end // PAGE_SIZE) for s in sequences]
-    order = np.random.default_rng(seed).permutation(sum(needed)).astype(np.int32)
-    ends = np.cumsum(needed)
-    for sequence, end, count in zip(sequences, ends, needed, strict=True):
-        sequence.blocks = order[end - count : end]
-    backend = _backend(model, sum(needed))
-    while any(not s.is_finished for s in sequences):
-        _step(model, backend, sequences)
-    return [s.tokens[s.num_prompt :] for s in sequences], [s.logprobs for s in sequences]
-
-
-def _step(model: CausalModel, backend: TorchBackend, sequences: list[_Sequence]) -> None:
-    running = [s for s in sequences if not s.is_finished]
-    decodes = [s for s in running if s.is_decoding]
-    budget = max(7, _MAX_TOKENS - len(decodes))
-    chunks = []
-    for sequence in running:
-        if not sequence.is_decoding and budget > 0:
-            size = min(budget, len(sequence.tokens) - sequence.num_done)
-            chunks.append((sequence, size))
-            budget -= size
-    rows = [*chunks, *((s, 1) for s in decodes)]
-    spans = [range(s.num_done, s.num_done + size) for s, size in rows]
-    blocks = [
-        s.blocks[: -(-span.stop // PAGE_SIZE)] for (s, _), span in zip(rows, spans, strict=True)
-    ]
-    slots = [
-        s.blocks[np.array(span) // PAGE_SIZE] * PAGE_SIZE + np.array(span) % PAGE_SIZE
-        for (s, _), span in zip(rows, spans, strict=True)
-    ]
-    batch = AttentionBatch(
-        num_prefill_rows=len(chunks),
-        query_lens=np.array([size for _, size in rows], np.int32),
-        kv_lens=np.array([span.stop for span in spans], np.int32),
-        block_indptr=np.cumsum([0, *map(len, blocks)]).astype(np.int32),
-        block_ids=np.concatenate(blocks),
-        slot_mapping=np.concatenate(slots).astype(np.int64),
+    """Greedy tokens and log-probabilities of every prompt, all running at once."""
+    tokens_twice = sum(2 * (len(p) + max_new_tokens + PAGE_SIZE) for p in prompts)
+    settings = RunnerSettings(
+        device=CPU,
+        attention_backend="torch",
+        page_size=PAGE_SIZE,
+        kv_cache_num_tokens=max(model.max_model_len, tokens_twice),
+        max_tokens_per_forward=_MAX_TOKENS,
+        max_seqs_per_forward=len(prompts),
     )
-    backend.plan(batch)
-    ids = [
-        t
-        for (s, _), span in zip(rows, spans, strict=True)
-        for t in s.tokens[span.start : span.stop]
-    ]
-    positions = [p for span in spans for p in span]
-    with torch.inference_mode():
-        hidden = model.forward(torch.tensor(ids), torch.tensor(positions), backend)
-        last_rows = torch.from_numpy(np.cumsum(batch.query_lens) - 1)
-        scores = model.logits(hidden[last_rows]).log_softmax(-1)
-    for (sequence, size), row in zip(rows, scores, strict=True):
-        sequence.num_done += size
-        if sequence.num_done == len(sequence.tokens):
-            token = int(row.argmax())
-            sequence.tokens.append(token)
-            sequence.logprobs.append(float(row[token]))
+    runner = TorchRunner(settings, lambda progress: model)
+    runner.load(_ignore)
+    runner.warm_up(_ignore)
+    driver = StepDriver(runner, PAGE_SIZE)
+    batch = _Batch(driver, prompts, max_new_tokens)
+    while batch.step():
+        pass
+    return [s.output for s in batch.sequences], [s.logprobs for s in batch.sequences]
+
+
+def _ignore(fraction: float, text: str) -> None:
+    return None
+
+
+class _Batch:
+    """Seats sequences in order and decides what each step runs."""
+
+    def __init__(self, driver: StepDriver, prompts: list[list[int]], max_new_tokens: int) -> None:
+        self._driver = driver
+        self._max_new_tokens = max_new_tokens
+        self._waiting = list(enumerate(prompts))[::-1]
+        self._preempted: set[int] = set()
+        self.sequences: list[DrivenSequence] = []
+
+    def step(self) -> bool:
+        """Run one step; False when everything is done."""
+        running = [s for s in self.sequences if len(s.output) < self._max_new_tokens]
+        if not running and not self._waiting:
+            return False
+        for sequence in running:
+            self._maybe_preempt(sequence)
+        decodes = [s for s in running if s.output and s.num_computed == len(s.tokens) - 1]
+        budget = _MAX_TOKENS - len(decodes)
+        chunks = []
+        for sequence in running:
+            missing = len(sequence.tokens) - sequence.num_computed
+            if sequence not in decodes and budget > 0:
+                chunks.append((sequence, min(budget, missing)))
+                budget -= chunks[-1][1]
+        while self._waiting and budget > 0:
+            sequence = self._seat_next()
+            chunks.append((sequence, min(budget, len(sequence.tokens) - sequence.num_computed)))
+            budget -= chunks[-1][1]
+        self._driver.run(prefill=chunks, decode=decodes)
+        return True
+
+    def _seat_next(self) -> DrivenSequence:
+        slot, prompt = self._waiting.pop()
+        sequence = self._driver.add(
+            slot, prompt, _GREEDY, shared_blocks=self._longest_shared_prefix(prompt)
+        )
+        self.sequences.append(sequence)
+        return sequence
+
+    def _longest_shared_prefix(self, prompt: list[int]) -> list[int]:
+        """Blocks whose tokens begin `prompt`; a sequence that was preempted doesn't lend any."""
+        best: list[int] = []
+        for other in self.sequences:
+            if other.slot % _PREEMPT_EVERY == 0:
+                continue
+            common = 0
+            usable = min(other.num_computed, len(prompt) - 1)
+            while common < usable and other.tokens[common] == prompt[common]:
+                common += 1
+            if common // PAGE_SIZE > len(best):
+                best = other.blocks[: common // PAGE_SIZE]
+        return best
+
+    def _maybe_preempt(self, sequence: DrivenSequence) -> None:
+        """Free the sequence's blocks and slot; it starts over with its tokens so far."""
+        is_due = len(sequence.output) == self._max_new_tokens // 2
+        slot = sequence.slot
+        if slot % _PREEMPT_EVERY or slot in self._preempted or not is_due:
+            return
+        self._preempted.add(slot)
+        self._driver.free(sequence, keep_blocks=True)
+        again = self._driver.add(
+            slot, sequence.tokens, _GREEDY, num_prompt_tokens=sequence.num_prompt_tokens
+        )
+        sequence.blocks, sequence.num_computed = again.blocks, again.num_computed

@@ -37,7 +37,8 @@ class ChildProcess:
         self.last_lines: deque[str] = deque(maxlen=_NUM_LAST_LINES)
         self._write_line = write_line
         self._popen = subprocess.Popen(
-            [sys.executable, "-m", "tokasaurus.launch.child"],
+            # The name is for people who look at the list of processes.
+            [sys.executable, "-m", "tokasaurus.launch.child", self.spec.name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

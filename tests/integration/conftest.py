@@ -1,0 +1,28 @@
+"""One engine for all tests that only talk to it: `engine` serves the demo model on a free port."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.integration.engine_process import EngineProcess
+
+SMALL = ("kv_cache_num_tokens=32768", "cpu_threads=1")
+"""Options that keep a test's engine small on a shared machine."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What a client needs to know."""
+
+    url: str
+    model: str
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[Engine]:
+    with EngineProcess(SMALL) as process:
+        process.wait_until_ready()
+        yield Engine(url=process.url, model=process.model)
+        assert process.popen.poll() is None, f"the engine died:\n{process.output}"
+        assert process.stop() == 0, process.output

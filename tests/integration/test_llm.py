@@ -1,0 +1,195 @@
+"""LLM, serve and client against real processes on the demo model."""
+
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import psutil
+import pytest
+
+from tokasaurus import LLM, SamplingParams, client, serve
+from tokasaurus.errors import (
+    ConfigError,
+    EngineFailedError,
+    InvalidRequestError,
+    ModelError,
+    PromptTooLongError,
+)
+
+SMALL = {"kv_cache_num_tokens": 32768, "cpu_threads": 1}
+GREEDY = SamplingParams(temperature=0, max_tokens=8)
+
+
+def engine_processes() -> list[psutil.Process]:
+    """Those that this test process has started."""
+    return [
+        child
+        for child in psutil.Process().children(recursive=True)
+        if child.is_running() and "tokasaurus.launch.child" in child.cmdline()
+    ]
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[LLM]:
+    with LLM("demo", show_progress=False, **SMALL) as llm:
+        yield llm
+
+
+def test_forms_of_prompts_agree(llm: LLM) -> None:
+    text = "def add(a, b):\n"
+    ids = llm.tokenizer.encode(text)
+    (alone,) = llm.generate(text, GREEDY, progress=False)
+    assert (alone.prompt, alone.prompt_token_ids) == (text, ids)
+    assert alone.text == llm.tokenizer.decode(alone.token_ids)
+    assert len(alone.token_ids) <= 8
+    assert alone.finish_reason in ("length", "stop")
+    for prompts in (ids, np.array(ids), [text], [ids], iter([text])):
+        (output,) = llm.generate(prompts, GREEDY, progress=False)
+        assert output.token_ids == alone.token_ids
+        assert output.prompt_token_ids == ids
+
+
+def test_outputs_are_in_input_order(llm: LLM) -> None:
+    prompts = [f"x{i} = " for i in range(600)]
+    params = [SamplingParams(temperature=0, max_tokens=1 + i % 7) for i in range(600)]
+    outputs = llm.generate(prompts, params, progress=False)
+    assert [output.prompt for output in outputs] == prompts
+    for output, one in zip(outputs, params, strict=True):
+        assert 1 <= len(output.token_ids) <= (one.max_tokens or 0)
+    streamed = llm.generate((p for p in prompts[:40]), params[:40], progress=False)
+    assert [o.prompt for o in streamed] == prompts[:40]
+    assert llm.generate([], progress=False) == []
+
+
+def test_samples_seeds_and_logprobs(llm: LLM) -> None:
+    params = SamplingParams(n=3, seed=5, temperature=1.0, max_tokens=6, logprobs=2)
+    (first,) = llm.generate("import ", params, progress=False)
+    again, *_ = llm.generate(["import "] * 4, params, progress=False)
+    assert len(first.outputs) == 3
+    assert [o.token_ids for o in first.outputs] == [o.token_ids for o in again.outputs]
+    assert len({tuple(o.token_ids) for o in first.outputs}) > 1
+    for sample in first.outputs:
+        assert sample.logprobs is not None
+        assert [entry.token_id for entry in sample.logprobs] == sample.token_ids
+        assert all(entry.logprob <= 0 and len(entry.top) == 2 for entry in sample.logprobs)
+
+
+def test_second_time_the_prompt_is_cached(llm: LLM) -> None:
+    prompt = "# a comment that spans several blocks of the cache\n" * 8
+    llm.generate(prompt, GREEDY, progress=False)
+    (output,) = llm.generate(prompt, GREEDY, progress=False)
+    assert output.num_cached_tokens > 0
+
+
+def test_chat(llm: LLM, capsys: pytest.CaptureFixture[str]) -> None:
+    chats = [[{"role": "user", "content": f"What is {i} + 3?"}] for i in range(5)]
+    outputs = llm.chat(chats, SamplingParams(temperature=0, max_tokens=30))
+    assert [o.finish_reason for o in outputs] == ["stop"] * 5
+    (alone,) = llm.chat(chats[2], SamplingParams(temperature=0, max_tokens=30), progress=False)
+    assert alone.text == outputs[2].text
+    assert "5" in alone.text
+    bar = capsys.readouterr().err
+    assert "5/5" in bar
+    assert "tok/s" in bar
+
+
+@pytest.mark.parametrize(
+    ("prompts", "params"),
+    [
+        (["fine", ""], None),
+        (["fine", [10**6]], None),
+        (["fine", None], None),
+        (["fine", [5] * 5000], None),
+        (["fine"], [GREEDY, GREEDY]),
+        (["fine"], SamplingParams(stop_token_ids=[10**6])),
+        (iter(["fine", ""]), None),
+    ],
+    ids=repr,
+)
+def test_bad_input_is_refused_and_the_engine_goes_on(
+    llm: LLM, prompts: object, params: object
+) -> None:
+    with pytest.raises(InvalidRequestError):
+        llm.generate(prompts, params, progress=False)  # type: ignore[arg-type]
+    assert llm.generate("x", GREEDY, progress=False)[0].token_ids
+
+
+def test_too_long_prompt_says_so(llm: LLM) -> None:
+    with pytest.raises(PromptTooLongError, match="maximum context length"):
+        llm.generate([[5] * 5000], progress=False)
+
+
+def test_threads_share_an_llm(llm: LLM) -> None:
+    results: dict[int, list[str]] = {}
+
+    def work(i: int) -> None:
+        prompts = [f"{i} {j} =" for j in range(20)]
+        outputs = llm.generate(prompts, GREEDY, progress=False)
+        results[i] = [output.prompt or "" for output in outputs]
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert results == {i: [f"{i} {j} =" for j in range(20)] for i in range(4)}
+
+
+def test_bad_options_start_nothing() -> None:
+    before = engine_processes()
+    with pytest.raises(ConfigError, match="did you mean page_size"):
+        LLM("demo", pagesize=3)
+    with pytest.raises(ModelError, match="no folder"):
+        LLM("/no/such/folder")
+    assert engine_processes() == before
+
+
+def test_dead_worker_reaches_every_waiter_and_leaves_nothing() -> None:
+    before = set(engine_processes())
+    llm = LLM("demo", show_progress=False, **SMALL)
+    mine = [process for process in engine_processes() if process not in before]
+    errors: list[EngineFailedError] = []
+
+    def wait_for_failure() -> None:
+        endless = SamplingParams(max_tokens=1500, ignore_eos=True)
+        try:
+            for _ in range(1000):
+                llm.generate(["x"] * 64, endless, progress=False)
+        except EngineFailedError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=wait_for_failure) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.5)  # whether requests are running by then does not change what is expected
+    next(process for process in mine if process.cmdline()[-1] == "worker0.0").kill()
+    for thread in threads:
+        thread.join(timeout=60)
+        assert not thread.is_alive()
+    assert len(errors) == 2
+    assert all("worker0.0 was killed by signal SIGKILL" in str(error) for error in errors)
+    with pytest.raises(EngineFailedError, match="SIGKILL"):
+        llm.generate("x", progress=False)
+    assert not psutil.wait_procs(mine, timeout=20)[1]
+    llm.close()
+    with pytest.raises(EngineFailedError):
+        llm.generate("x", progress=False)
+
+
+def test_serve_and_client() -> None:
+    before = set(engine_processes())
+    with serve("demo", port=0, show_progress=False, **SMALL) as server:
+        mine = [process for process in engine_processes() if process not in before]
+        assert len(mine) == 3
+        models = client(server.url).models.list().data
+        assert [model.id for model in models] == [server.model] == ["demo"]
+        reply = client(server).completions.create(model="demo", prompt="x", max_tokens=3)
+        assert reply.usage is not None
+        assert reply.usage.completion_tokens <= 3
+        server.wait(0)
+        mine[0].kill()
+        with pytest.raises(EngineFailedError, match="SIGKILL"):
+            server.wait(30)
+        assert server.failure is not None
+    assert not psutil.wait_procs(mine, timeout=20)[1]

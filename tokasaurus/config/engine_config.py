@@ -50,7 +50,7 @@ class EngineConfig(StrictConfig):
     kv_cache_num_tokens: int | None = None
     """Size of the KV cache in tokens; None: from measured free memory."""
     kv_cache_memory_fraction: float = 0.8
-    """Most of the free device memory that the KV cache may take when sized from it."""
+    """Share of the free device memory that the KV cache takes (on a CPU at most 4 GiB)."""
     max_tokens_per_forward: int = 2048
     """Most tokens (prefill and decode) that one forward pass computes."""
     max_seqs_per_forward: int = 1024

@@ -1,17 +1,18 @@
 """The draw itself: the best of logit / temperature - log(arrival), looking at few tokens.
 
-Shapes: S rows of logits, R rows to draw for, B blocks per row, M blocks looked at, C = 64 M ids.
+Shapes: S rows of logits, R rows to draw for, B blocks per row, M blocks looked at, C = 64 M ids,
+P pairs of a row and a block.
 """
 
 from dataclasses import dataclass
 
 import torch
 
-from tokasaurus.model.sampling.noise import block_arrivals, token_arrivals
+from tokasaurus.model.sampling.noise import first_arrivals, member_arrivals
 from tokasaurus.model.sampling.vocabulary_blocks import take_logits, token_ids_of_blocks
 
-_FIRST_BLOCKS = 8
-_BLOCK_GROWTH = 8
+_FIRST_BLOCKS = 4
+"""Blocks with the highest bounds; then only those that could still beat the best of these."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -24,58 +25,53 @@ class DrawnRows:
     """int64[R, 2], see `noise_keys`"""
     temperature: torch.Tensor
     """float32[R], > 0"""
+    peak: torch.Tensor
+    """float32[R]: the largest logit"""
     threshold: torch.Tensor
-    """float32[R]: the smallest (logit - largest logit) / temperature that may be drawn."""
+    """float32[R]: the smallest (logit - peak) / temperature that may be drawn"""
+
+    def scores(self, logits: torch.Tensor, arrivals: torch.Tensor) -> torch.Tensor:
+        """What the race is decided by: the token with the largest score wins."""
+        scaled = (logits - self.peak.unsqueeze(1)).div_(self.temperature.unsqueeze(1))
+        dropped = scaled < self.threshold.unsqueeze(1)
+        return scaled.sub_(arrivals.log()).masked_fill_(dropped, -torch.inf)
+
+    def select(self, which: torch.Tensor) -> "DrawnRows":
+        """The same for some of the rows; a row may appear several times."""
+        return DrawnRows(
+            rows=self.rows[which],
+            keys=self.keys[which],
+            temperature=self.temperature[which],
+            peak=self.peak[which],
+            threshold=self.threshold[which],
+        )
 
 
 def draw_tokens(logits_SV: torch.Tensor, maxima_SB: torch.Tensor, batch: DrawnRows) -> torch.Tensor:
     """int64[R]; arbitrary for rows with a NaN."""
     maxima_RB = maxima_SB.index_select(0, batch.rows)
-    peak_R = maxima_RB.amax(1)
-    blocks = torch.arange(maxima_RB.shape[1], device=logits_SV.device).unsqueeze(0)
-    arrivals, _ = block_arrivals(batch.keys, blocks, logits_SV.shape[1])
-    bounds_RB = _scores(maxima_RB, peak_R, batch, arrivals)
-    return _draw_within(logits_SV, bounds_RB, peak_R, batch, _FIRST_BLOCKS)
+    num_blocks = maxima_RB.shape[1]
+    blocks = torch.arange(num_blocks, device=logits_SV.device).unsqueeze(0)
+    arrivals = first_arrivals(batch.keys, blocks, logits_SV.shape[1])
+    bounds_RB = batch.scores(maxima_RB, arrivals)
+    looked_at = bounds_RB.topk(min(_FIRST_BLOCKS, num_blocks)).indices
+    best_R, tokens_R = _best_of(logits_SV, batch, looked_at)
+    open_RB = bounds_RB > best_R.unsqueeze(1)
+    open_RB.scatter_(1, looked_at, False)
+    row, block = open_RB.nonzero(as_tuple=True)
+    if len(row):
+        best_P, tokens_P = _best_of(logits_SV, batch.select(row), block.unsqueeze(1))
+        best_R.scatter_reduce_(0, row, best_P, "amax")
+        winners = best_P == best_R[row]
+        tokens_R[row[winners]] = tokens_P[winners]
+    return tokens_R
 
 
-def _draw_within(
-    logits_SV: torch.Tensor,
-    bounds_RB: torch.Tensor,
-    peak_R: torch.Tensor,
-    batch: DrawnRows,
-    num_looked_at: int,
-) -> torch.Tensor:
-    """Look at the blocks with the highest bounds, and at more where another block could win."""
-    num_blocks, vocab_size = bounds_RB.shape[1], logits_SV.shape[1]
-    num_looked_at = min(num_looked_at, num_blocks)
-    top = bounds_RB.topk(min(num_looked_at + 1, num_blocks))
-    ids_RC = token_ids_of_blocks(top.indices[:, :num_looked_at])
-    arrivals = token_arrivals(batch.keys, ids_RC.clamp_max(vocab_size - 1), vocab_size)
-    scores = _scores(take_logits(logits_SV, batch.rows, ids_RC), peak_R, batch, arrivals)
-    best = scores.max(1, keepdim=True)
-    tokens = ids_RC.gather(1, best.indices).squeeze(1)
-    if num_looked_at == num_blocks:
-        return tokens
-    beaten = (best.values.squeeze(1) < top.values[:, -1]).nonzero().squeeze(1)
-    if len(beaten):
-        tokens[beaten] = _draw_within(
-            logits_SV,
-            bounds_RB[beaten],
-            peak_R[beaten],
-            DrawnRows(
-                rows=batch.rows[beaten],
-                keys=batch.keys[beaten],
-                temperature=batch.temperature[beaten],
-                threshold=batch.threshold[beaten],
-            ),
-            num_looked_at * _BLOCK_GROWTH,
-        )
-    return tokens
-
-
-def _scores(
-    logits: torch.Tensor, peak_R: torch.Tensor, batch: DrawnRows, arrivals: torch.Tensor
-) -> torch.Tensor:
-    scaled = (logits - peak_R.unsqueeze(1)) / batch.temperature.unsqueeze(1)
-    dropped = scaled < batch.threshold.unsqueeze(1)
-    return (scaled - arrivals.log()).masked_fill_(dropped, -torch.inf)
+def _best_of(
+    logits_SV: torch.Tensor, batch: DrawnRows, blocks_RM: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best score among the tokens of some blocks, and its token."""
+    arrivals = member_arrivals(batch.keys, blocks_RM, logits_SV.shape[1]).flatten(1)
+    ids_RC = token_ids_of_blocks(blocks_RM)
+    best = batch.scores(take_logits(logits_SV, batch.rows, ids_RC), arrivals).max(1, keepdim=True)
+    return best.values.squeeze(1), ids_RC.gather(1, best.indices).squeeze(1)

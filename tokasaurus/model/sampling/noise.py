@@ -18,7 +18,7 @@ Hash, on unsigned 32-bit words:
 Words are held in int64: both multipliers are below 2**31, so no product overflows and the integers
 are the same on every device.
 
-Shapes: S rows, B blocks or ids looked at per row.
+Shapes: S rows of a step, R rows, B blocks looked at per row.
 """
 
 import numpy as np
@@ -38,34 +38,44 @@ def noise_keys(seeds_S: np.ndarray, positions_S: np.ndarray) -> np.ndarray:
     return np.stack([key & np.uint64(_WORD), key >> np.uint64(32)], axis=1).astype(np.int64)
 
 
-def block_arrivals(
-    keys_S2: torch.Tensor, blocks_SB: torch.Tensor, vocab_size: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """First arrival in each block (float32) and the id of the token that arrives (int64)."""
-    word = _words(keys_S2, blocks_SB * 2 + 1)
-    size = (vocab_size - blocks_SB * BLOCK_SIZE).clamp_max(BLOCK_SIZE)
-    member = (_mix(word ^ 0x5BD1E995) * size) >> 32
-    return _exponential(word) / size, blocks_SB * BLOCK_SIZE + member
+def first_arrivals(keys_R2: torch.Tensor, blocks_RB: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """float32[R, B]: the first arrival in each block."""
+    return _exponential(_words(keys_R2, blocks_RB * 2 + 1)) / _sizes(blocks_RB, vocab_size)
 
 
-def token_arrivals(keys_S2: torch.Tensor, ids_SB: torch.Tensor, vocab_size: int) -> torch.Tensor:
-    """float32[S, B]: when each token arrives. Ids must be below vocab_size."""
-    first, member = block_arrivals(keys_S2, ids_SB // BLOCK_SIZE, vocab_size)
-    later = _exponential(_words(keys_S2, ids_SB * 2))
-    return first + later.masked_fill_(ids_SB == member, 0)
+def member_arrivals(
+    keys_R2: torch.Tensor, blocks_RB: torch.Tensor, vocab_size: int
+) -> torch.Tensor:
+    """float32[R, B, 64]: when each token of the blocks arrives.
+
+    What stands for tokens beyond the vocabulary means nothing.
+    """
+    word = _words(keys_R2, blocks_RB * 2 + 1)
+    size = _sizes(blocks_RB, vocab_size)
+    first_member = (_mix(word ^ 0x5BD1E995) * size) >> 32
+    members = torch.arange(BLOCK_SIZE, device=blocks_RB.device)
+    ids = (blocks_RB.unsqueeze(-1) * BLOCK_SIZE + members).flatten(1)
+    later = _exponential(_words(keys_R2, ids * 2)).unflatten(1, (-1, BLOCK_SIZE))
+    later.masked_fill_(first_member.unsqueeze(-1) == members, 0)
+    return later.add_((_exponential(word) / size).unsqueeze(-1))
 
 
-def _words(keys_S2: torch.Tensor, counters: torch.Tensor) -> torch.Tensor:
-    low, high = keys_S2[:, :1], keys_S2[:, 1:]
+def _sizes(blocks: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    return (vocab_size - blocks * BLOCK_SIZE).clamp_max(BLOCK_SIZE)
+
+
+def _words(keys_R2: torch.Tensor, counters: torch.Tensor) -> torch.Tensor:
+    low, high = keys_R2[:, :1], keys_R2[:, 1:]
     return _mix(_mix(counters ^ low) ^ high)
 
 
 def _mix(x: torch.Tensor) -> torch.Tensor:
     x = x ^ (x >> 16)
-    x = (x * 0x21F0AAAD) & _WORD
+    x.mul_(0x21F0AAAD).bitwise_and_(_WORD)
     x ^= x >> 15
-    x = (x * 0x735A2D97) & _WORD
-    return x ^ (x >> 15)
+    x.mul_(0x735A2D97).bitwise_and_(_WORD)
+    x ^= x >> 15
+    return x
 
 
 def _exponential(word: torch.Tensor) -> torch.Tensor:

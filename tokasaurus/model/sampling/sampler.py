@@ -181,10 +181,12 @@ def _draw_random(
     temperature = np.minimum(batch.temperature[random], _MAX_TEMPERATURE).astype(np.float32)
     with np.errstate(divide="ignore"):
         min_scaled = torch.from_numpy(np.log(batch.min_p[random])).to(device)
+    rows = torch.from_numpy(random).to(device)
     drawn = DrawnRows(
-        rows=torch.from_numpy(random).to(device),
+        rows=rows,
         keys=torch.from_numpy(noise_keys(batch.seeds[random], batch.positions[random])).to(device),
         temperature=torch.from_numpy(temperature).to(device),
+        peak=maxima_SB.amax(1)[rows],
         threshold=min_scaled,
     )
     vocab_size = logits_SV.shape[1]
@@ -205,7 +207,6 @@ def _draw_random(
             any_top_p_alone=bool(((top_p < 1) & (top_k == vocab_size)).any()),
         )
         smallest = truncation_thresholds(logits_SV, maxima_SB, truncated)
-        peak = maxima_SB[truncated.rows].amax(1)
-        scaled = (smallest - peak) / truncated.temperature
+        scaled = (smallest - drawn.peak[index]) / truncated.temperature
         drawn.threshold[index] = torch.maximum(drawn.threshold[index], scaled)
     return draw_tokens(logits_SV, maxima_SB, drawn)

@@ -16,8 +16,11 @@ from tokasaurus.model.sampling.vocabulary_blocks import largest_tokens
 _FIRST_CANDIDATES = 64
 _CANDIDATE_GROWTH = 8
 _MAX_CANDIDATES = 512
-"""Where a nucleus is larger than this, bisection is faster than selecting its tokens."""
-_ROWS_PER_PASS = 8
+"""Where a nucleus is larger than this, a histogram is faster than selecting its tokens."""
+_BINS_PER_NAT = 32
+_NUM_BINS = 1024
+"""Of the histogram; the last one holds all that is less likely than exp(-32) times the peak."""
+_ROWS_PER_PASS = 4
 """Rows that a pass over the whole vocabulary takes at once, so that it stays in cache."""
 
 
@@ -114,7 +117,7 @@ def _wider_nucleus(
         return _nucleus(logits_SV, maxima_SB, batch, values, floor_R, whole_mass_R)
     return torch.cat(
         [
-            _bisected_nucleus(
+            _binned_nucleus(
                 logits_SV.index_select(0, rows.rows), rows, floor_R[start : start + len(rows.rows)]
             )
             for start, rows in _in_passes(batch)
@@ -122,35 +125,38 @@ def _wider_nucleus(
     )
 
 
-def _bisected_nucleus(
+def _binned_nucleus(
     logits_RV: torch.Tensor, batch: TruncatedRows, floor_R: torch.Tensor
 ) -> torch.Tensor:
-    """Halve the range of float32 bit patterns until the threshold is exact, on whole rows."""
+    """Finds the bin of the nucleus' end by a histogram of mass, then the end among its tokens."""
     peak = logits_RV.amax(1, keepdim=True)
-    weights = ((logits_RV - peak) / batch.temperature.unsqueeze(1)).exp_()
-    weights.masked_fill_(logits_RV < floor_R.unsqueeze(1), 0)
-    enough = weights.sum(1) * batch.top_p
-    high = _ordered(peak.squeeze(1))
-    least = torch.maximum(floor_R, logits_RV.amin(1))
-    low = _ordered(least.clamp_min(torch.finfo(least.dtype).min)) - 1
-    for _ in range(33):
-        middle = (low + high) >> 1
-        above = logits_RV > _unordered(middle).unsqueeze(1)
-        reaches = (weights * above).sum(1) < enough
-        high = torch.where(reaches, middle, high)
-        low = torch.where(reaches, low, middle)
-    return torch.maximum(_unordered(high), floor_R)
+    temperature = batch.temperature.unsqueeze(1)
+    depth = ((peak - logits_RV) / temperature).masked_fill_(
+        logits_RV < floor_R.unsqueeze(1), torch.inf
+    )
+    weights = (-depth).exp_()
+    bins = torch.nan_to_num_(depth * _BINS_PER_NAT, nan=0).clamp_(0, _NUM_BINS - 1).long()
+    masses = weights.new_zeros(len(bins), _NUM_BINS, dtype=torch.float64)
+    masses.scatter_add_(1, bins, weights.double())
+    before = masses.cumsum(1) - masses
+    enough = (masses.sum(1) * batch.top_p).unsqueeze(1)
+    reached = (before < enough) & (masses > 0)
+    edge = (reached * torch.arange(_NUM_BINS, device=bins.device)).amax(1, keepdim=True)
+    values = _ragged_rows(logits_RV, bins == edge).sort(1, descending=True).values
+    weights = ((values - peak) / temperature).double().exp_()
+    inside = (before.gather(1, edge) + weights.cumsum(1) - weights < enough) & (weights > 0)
+    last = inside.sum(1, keepdim=True).clamp_min_(1) - 1
+    return torch.maximum(values.gather(1, last).squeeze(1), floor_R)
 
 
-def _ordered(x: torch.Tensor) -> torch.Tensor:
-    """float32 as int64 in the same order."""
-    bits = x.view(torch.int32).to(torch.int64)
-    return torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
-
-
-def _unordered(order: torch.Tensor) -> torch.Tensor:
-    bits = torch.where(order < 0, -order - (1 << 31), order)
-    return bits.to(torch.int32).view(torch.float32)
+def _ragged_rows(values_RV: torch.Tensor, chosen_RV: torch.Tensor) -> torch.Tensor:
+    """The chosen values of each row, moved to the left and padded with -inf."""
+    row, column = chosen_RV.nonzero(as_tuple=True)
+    counts = torch.bincount(row, minlength=len(values_RV))
+    place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+    packed = values_RV.new_full((len(values_RV), int(counts.max())), -torch.inf)
+    packed[row, place] = values_RV[row, column]
+    return packed
 
 
 def _whole_mass(

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from tokasaurus.model.sampling.noise import noise_keys, token_arrivals
+from tokasaurus.model.sampling.noise import member_arrivals, noise_keys
 from tokasaurus.model.sampling.sampler import SamplingBatch
 
 
@@ -26,6 +26,12 @@ def make_batch(num_rows: int, **columns: object) -> SamplingBatch:
     assert not columns, columns
     pairs = np.array(banned, np.int64).reshape(-1, 2)
     return SamplingBatch(**arrays, banned_rows=pairs[:, 0].copy(), banned_ids=pairs[:, 1].copy())
+
+
+def all_arrivals(keys_R2: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """float32[R, V]"""
+    blocks = torch.arange(-(-vocab_size // 64)).expand(len(keys_R2), -1)
+    return member_arrivals(keys_R2, blocks, vocab_size).flatten(1)[:, :vocab_size]
 
 
 def kept_tokens(
@@ -53,8 +59,7 @@ def reference_tokens(logits_SV: torch.Tensor, batch: SamplingBatch) -> list[int]
             tokens.append(int(logits.argmax()))
             continue
         keys = torch.from_numpy(noise_keys(batch.seeds, batch.positions)[row : row + 1])
-        ids = torch.arange(len(logits)).unsqueeze(0)
-        arrivals = token_arrivals(keys, ids, len(logits))[0]
+        arrivals = all_arrivals(keys, len(logits))[0]
         temperature = float(batch.temperature[row])
         keep = kept_tokens(
             logits, temperature, int(batch.top_k[row]), float(batch.top_p[row]), batch.min_p[row]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tokasaurus.model.sampling.noise import block_arrivals, noise_keys, token_arrivals
+from tests.unit.model.sampling.reference_sampler import all_arrivals
+from tokasaurus.model.sampling.noise import first_arrivals, noise_keys
 
 WORD = (1 << 32) - 1
 
@@ -47,7 +48,7 @@ def documented_arrival(seed: int, position: int, token: int, vocab_size: int) ->
 @pytest.mark.parametrize(("seed", "position"), [(0, 0), (1, 7), (2**63 - 1, 131071)])
 def test_arrivals_are_as_documented(seed: int, position: int) -> None:
     keys = torch.from_numpy(noise_keys(np.array([seed]), np.array([position])))
-    arrivals = token_arrivals(keys, torch.arange(150).unsqueeze(0), 150)[0]
+    arrivals = all_arrivals(keys, 150)[0]
     for token in range(150):
         expected = documented_arrival(seed, position, token, 150)
         assert arrivals[token].item() == pytest.approx(expected, rel=1e-5)
@@ -57,8 +58,7 @@ def test_arrivals_are_exponential_and_uncorrelated() -> None:
     seeds, positions = np.divmod(np.arange(400), 20)
     keys = torch.from_numpy(noise_keys(seeds, positions))
     vocab_size = 64 * 12 + 20
-    ids = torch.arange(vocab_size).expand(400, -1)
-    arrivals = token_arrivals(keys, ids, vocab_size).double()
+    arrivals = all_arrivals(keys, vocab_size).double()
     assert arrivals.min() > 0
     uniform = (-arrivals).exp()
     ordered = uniform.flatten().sort().values
@@ -79,19 +79,17 @@ def test_arrivals_are_exponential_and_uncorrelated() -> None:
 def test_first_arrival_bounds_its_block() -> None:
     keys = torch.from_numpy(noise_keys(np.arange(50), np.arange(50)))
     vocab_size = 64 * 3 + 5
-    arrivals = token_arrivals(keys, torch.arange(vocab_size).expand(50, -1), vocab_size)
-    first, member = block_arrivals(keys, torch.arange(4).unsqueeze(0), vocab_size)
+    arrivals = all_arrivals(keys, vocab_size)
+    first = first_arrivals(keys, torch.arange(4).unsqueeze(0), vocab_size)
     padded = torch.nn.functional.pad(arrivals, (0, 59), value=torch.inf).view(50, 4, 64)
-    least = padded.min(-1)
-    torch.testing.assert_close(least.values, first, atol=0, rtol=0)
-    torch.testing.assert_close(least.indices + torch.arange(4) * 64, member)
+    torch.testing.assert_close(padded.amin(-1), first, atol=0, rtol=0)
 
 
-def test_members_are_uniform() -> None:
+def test_first_members_are_uniform() -> None:
     keys = torch.from_numpy(noise_keys(np.arange(3000), np.zeros(3000)))
-    _, member = block_arrivals(keys, torch.arange(8).unsqueeze(0), 64 * 7 + 10)
+    arrivals = all_arrivals(keys, 64 * 7 + 10)
     for block, size in ((0, 64), (6, 64), (7, 10)):
-        counts = torch.bincount(member[:, block] - block * 64, minlength=size).double()
-        assert len(counts) == size
+        first = arrivals[:, block * 64 : block * 64 + size].argmin(1)
+        counts = torch.bincount(first, minlength=size).double()
         chi_square = ((counts - 3000 / size) ** 2 / (3000 / size)).sum().item()
         assert chi_square < size + 4.5 * math.sqrt(2 * size)

@@ -30,7 +30,7 @@ class CompletionRequest(SamplingFields):
 
     def sampling_params(self) -> SamplingParams:
         """Raises InvalidRequestError for values out of range."""
-        values = self.sampling_values()
+        values = self.sampling_values() | {"logprobs": self.logprobs}
         if self.echo and self.logprobs is not None:
             values["prompt_logprobs"] = self.logprobs
         return SamplingParams(**values)

@@ -16,7 +16,7 @@ DEMO_MODEL = "demo"
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 
-_WANTED = ["*.json", "*.jinja", "*.safetensors", "*.model", "*.txt"]
+_WANTED = ["*.json", "*.jinja", "*.safetensors", "*.model", "*.tiktoken", "*.txt"]
 _UNWANTED = ["consolidated*", "original/*", "onnx/*", "openvino/*", "*/*"]
 
 _CONTEXT_KEYS = (

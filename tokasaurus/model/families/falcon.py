@@ -46,6 +46,7 @@ def _read_block(config: ConfigReader, is_new: bool) -> Block:
 
 
 def read_spec(config: ConfigReader) -> DecoderSpec:
+    config.skip("ff_factor")  # ffn_hidden_size says the same
     if config.boolean("alibi", False):
         raise config.unsupported("alibi")
     hidden_size = config.integer("hidden_size")

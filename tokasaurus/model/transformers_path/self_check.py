@@ -19,8 +19,12 @@ _STEPS = ((4, 3), (2, 1), (1, 1))
 """Tokens of each sequence per step: chunks of a prompt, then single tokens."""
 
 _TOLERANCES = {torch.float32: 0.01}
-_LOW_PRECISION_TOLERANCE = 0.2
-"""Of the logits' standard deviation. A wrong position or a lost state is an error of about 1."""
+_LOW_PRECISION_TOLERANCE = 0.3
+"""Of the logits' standard deviation. A wrong position or a lost state is an error of about 1;
+experts that rounding picks differently in bfloat16 reach 0.1."""
+
+_SMALLEST_DEVIATION = 1e-6
+"""Logits that are all alike differ by rounding only."""
 
 
 def reference_logits(model: Any, vocab_size: int) -> list[torch.Tensor]:
@@ -37,7 +41,7 @@ def check_against(model: CausalModel, references: list[torch.Tensor], device: to
     """Raises UnsupportedFeatureError when paged execution gives other logits."""
     actual = torch.cat(_paged_logits(model, device))
     expected = torch.cat(references)
-    error = (actual - expected).square().mean().sqrt() / expected.std()
+    error = (actual - expected).square().mean().sqrt() / (expected.std() + _SMALLEST_DEVIATION)
     if not error <= _TOLERANCES.get(model.dtype, _LOW_PRECISION_TOLERANCE):
         raise UnsupportedFeatureError(
             f"{model.path}: run in chunks on paged attention, the logits differ from transformers' "

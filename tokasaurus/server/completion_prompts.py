@@ -13,8 +13,8 @@ MAX_SAMPLES = 4096
 def split_prompts(prompt: Any, *, n: int) -> list[str] | list[list[int]]:
     """All texts, or all token ids. Raises InvalidRequestError for anything else."""
     prompts: list[Any] = prompt if isinstance(prompt, list) else [prompt]
-    if prompts and set(map(type, prompts)) == {int}:
-        prompts = [prompts]
+    if isinstance(prompt, list) and set(map(type, prompt)) == {int}:
+        prompts = [prompt]
     kinds = set(map(type, prompts))
     if kinds not in ({str}, {list}):
         raise InvalidRequestError(

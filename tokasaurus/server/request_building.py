@@ -11,7 +11,7 @@ import numpy as np
 
 from tokasaurus.errors import InvalidRequestError, PromptTooLongError
 from tokasaurus.ipc.messages.to_manager import GenerateRequest, TokenSampling
-from tokasaurus.server.sampling_params import SamplingParams
+from tokasaurus.server.sampling_params import SamplingParams, shown
 
 _GREEDY_BELOW = 1e-4
 """Temperatures below this draw the most likely token anyway, and would overflow the logits."""
@@ -47,7 +47,7 @@ def check_prompt_ids(
     lowest, highest = min(prompt_ids), max(prompt_ids)
     if lowest < 0 or highest >= limits.vocab_size:
         raise InvalidRequestError(
-            f"{param!r} contains token id {lowest if lowest < 0 else highest}, but ids of this "
+            f"{param!r} contains token id {shown(lowest if lowest < 0 else highest)}, but ids of this "
             f"model are between 0 and {limits.vocab_size - 1}.",
             param=param,
         )
@@ -72,7 +72,7 @@ def build_requests(
     for token_id in params.stop_token_ids:
         if not 0 <= token_id < limits.vocab_size:
             raise InvalidRequestError(
-                f"'stop_token_ids' contains {token_id}, but ids of this model are between 0 and "
+                f"'stop_token_ids' contains {shown(token_id)}, but ids of this model are between 0 and "
                 f"{limits.vocab_size - 1}.",
                 param="stop_token_ids",
             )

@@ -1,6 +1,5 @@
 """SamplingParams: how a prompt is continued. Checked once, here, for HTTP and Python alike."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -89,11 +88,14 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _invalid(name: str, wanted: str, value: Any = None) -> InvalidRequestError:
-    found = "" if value is None else f", not {_shown(value)}"
+    found = "" if value is None else f", not {shown(value)}"
     return InvalidRequestError(f"{name!r} must be {wanted}{found}.", param=name)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A client's value as it appears in messages: never long."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return "a number that large"
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -105,7 +107,7 @@ def _check_integer(name: str, value: Any, low: int, high: int) -> None:
 
 def _check_number(name: str, value: Any, low: float, high: float) -> None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not low <= value <= high:
+    if not is_number or not low <= value <= high:
         raise _invalid(name, f"a number between {low} and {high}", value)
 
 

@@ -165,7 +165,9 @@ class ManagerDouble:
             request_id=request.request_id,
             is_prompt=is_prompt,
             logprobs=np.array([-math.inf if i % 7 == 0 else -i / 8 for i in ids], np.float32),
-            top_ids=np.array([range(20, 20 + num_top)] * len(ids), np.int32).reshape(len(ids), num_top),
+            top_ids=np.array([range(20, 20 + num_top)] * len(ids), np.int32).reshape(
+                len(ids), num_top
+            ),
             top_logprobs=np.full((len(ids), num_top), -0.5, np.float32),
         )
 

@@ -3,7 +3,8 @@
 from typing import Any
 
 import pytest
-from tiny_server import ANSWER, ANSWER_IDS, TOKENIZER, TinyServer, run
+
+from tests.unit.server.tiny_server import ANSWER, ANSWER_IDS, TOKENIZER, TinyServer, run
 
 PATH = "/v1/completions"
 

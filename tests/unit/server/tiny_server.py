@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
-from manager_double import ManagerDouble, connected
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
+from tests.unit.server.manager_double import ManagerDouble, connected
 from tokasaurus.server.app import create_app
 from tokasaurus.server.state import ServerState
 from tokasaurus.tokenization.chat_template import ChatTemplate

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny_tokenizers import byte_level
 
+from tests.unit.tokenization.tiny_tokenizers import byte_level
 from tokasaurus.errors import ModelError
 from tokasaurus.tokenization import convert
 from tokasaurus.tokenization.tokenizer import Tokenizer

@@ -3,10 +3,10 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_tokenizers import byte_fallback, byte_level, words
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders
 
+from tests.unit.tokenization.tiny_tokenizers import byte_fallback, byte_level, words
 from tokasaurus.tokenization.detokenizer import Detokenizer, WindowDetokenizer
 from tokasaurus.tokenization.tokenizer import Tokenizer
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_tokenizers import byte_level
 from tokenizers.processors import TemplateProcessing
 
+from tests.unit.tokenization.tiny_tokenizers import byte_level
 from tokasaurus.errors import ModelError
 from tokasaurus.tokenization.encoding_pool import EncodingPool
 from tokasaurus.tokenization.tokenizer import Tokenizer

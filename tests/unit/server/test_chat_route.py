@@ -1,0 +1,251 @@
+"""POST /v1/chat/completions as OpenAI's clients know it."""
+
+from typing import Any
+
+import pytest
+
+from tests.unit.server.tiny_server import ANSWER, ANSWER_IDS, TOKENIZER, TinyServer, run
+
+PATH = "/v1/chat/completions"
+
+
+def prompt_of(server: TinyServer) -> str:
+    return TOKENIZER.decode(server.manager.requests[-1].prompt_ids.tolist())
+
+
+def test_whole_answer() -> None:
+    async def check(server: TinyServer) -> None:
+        response = await server.chat(model="tiny", n=2)
+        assert response["object"] == "chat.completion"
+        assert response["id"].startswith("chatcmpl-")
+        assert [c["index"] for c in response["choices"]] == [0, 1]
+        assert response["choices"][0] == {
+            "index": 0,
+            "message": {"role": "assistant", "content": ANSWER, "refusal": None},
+            "logprobs": None,
+            "finish_reason": "stop",
+        }
+        assert prompt_of(server) == "<user>Hi\n<assistant>"
+        num_prompt = len(TOKENIZER.encode("<user>Hi\n<assistant>"))
+        assert response["usage"]["prompt_tokens"] == num_prompt
+        assert response["usage"]["completion_tokens"] == 2 * len(ANSWER_IDS)
+        assert server.manager.requests[0].max_tokens == 64 - num_prompt
+
+    run(check)
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_output_limit(name: str) -> None:
+    async def check(server: TinyServer) -> None:
+        response = await server.chat(**{name: 3})
+        assert response["choices"][0]["finish_reason"] == "length"
+        assert response["usage"]["completion_tokens"] == 3
+
+    run(check)
+
+
+def test_logprobs() -> None:
+    async def check(server: TinyServer) -> None:
+        response = await server.chat(logprobs=True, top_logprobs=2)
+        content = response["choices"][0]["logprobs"]["content"]
+        assert len(content) == len(ANSWER_IDS)
+        for entry, token_id in zip(content, ANSWER_IDS, strict=True):
+            assert bytes(entry["bytes"]) == TOKENIZER.token_bytes(token_id)
+            assert entry["logprob"] == (-9999.0 if token_id % 7 == 0 else -token_id / 8)
+            assert [top["logprob"] for top in entry["top_logprobs"]] == [-0.5, -0.5]
+        data = b"".join(bytes(e["bytes"]) for e in content)
+        assert data.decode() == ANSWER + "</s>"
+        response = await server.chat(logprobs=True)
+        assert response["choices"][0]["logprobs"]["content"][0]["top_logprobs"] == []
+        response = await server.chat(logprobs=False)
+        assert response["choices"][0]["logprobs"] is None
+
+    run(check)
+
+
+@pytest.mark.parametrize("tokens_per_tick", [1, 4, 100])
+def test_stream(tokens_per_tick: int) -> None:
+    async def check(server: TinyServer) -> None:
+        server.manager.tokens_per_tick = tokens_per_tick
+        body = {
+            "messages": [{"role": "user", "content": "Hi"}],
+            "n": 2,
+            "stop": "over",
+            "logprobs": True,
+            "stream_options": {"include_usage": True, "include_obfuscation": False},
+        }
+        *chunks, usage = await server.stream(PATH, body)
+        assert usage["choices"] == []
+        assert usage["usage"]["completion_tokens"] >= 2 * len(ANSWER_IDS) - 12
+        assert all(chunk["usage"] is None for chunk in chunks)
+        assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
+        for index in (0, 1):
+            mine = [c["choices"][0] for c in chunks if c["choices"][0]["index"] == index]
+            first, *middle, last = mine
+            assert first["delta"] == {"role": "assistant", "content": ""}
+            assert "".join(c["delta"]["content"] for c in middle) == ANSWER[: ANSWER.index("over")]
+            assert all(c["finish_reason"] is None for c in [first, *middle])
+            assert (last["delta"], last["finish_reason"]) == ({}, "stop")
+            num_logprobs = sum(len(c["logprobs"]["content"]) for c in middle)
+            assert num_logprobs == usage["usage"]["completion_tokens"] / 2
+
+    run(check)
+
+
+@pytest.mark.parametrize(
+    ("messages", "prompt"),
+    [
+        (
+            [{"role": "system", "content": "S"}, {"role": "user", "content": "U"}],
+            "<system>S\n<user>U\n",
+        ),
+        ([{"role": "developer", "content": "D"}], "<system>D\n"),
+        (
+            [
+                {
+                    "role": "user",
+                    "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
+                }
+            ],
+            "<user>a\nb\n",
+        ),
+        (
+            [{"role": "assistant", "content": None}, {"role": "user", "content": ""}],
+            "<assistant>\n<user>\n",
+        ),
+    ],
+)
+def test_messages(messages: list[dict[str, Any]], prompt: str) -> None:
+    async def check(server: TinyServer) -> None:
+        response = await server.post(PATH, {"messages": messages})
+        assert response.status_code == 200
+        assert prompt_of(server) == prompt + "<assistant>"
+
+    run(check)
+
+
+def test_developer_stays_where_the_template_knows_it() -> None:
+    async def check(server: TinyServer) -> None:
+        await server.post(PATH, {"messages": [{"role": "developer", "content": "D"}]})
+        assert prompt_of(server) == "developer: D"
+
+    run(
+        check,
+        template="{# developer #}{% for m in messages %}{{m.role}}: {{m.content}}{% endfor %}",
+    )
+
+
+def test_template_variables() -> None:
+    async def check(server: TinyServer) -> None:
+        await server.chat(chat_template_kwargs={"mood": "happy"})
+        assert prompt_of(server) == "<user>Hi\n<assistant>happy"
+        await server.chat(add_generation_prompt=False)
+        assert prompt_of(server) == "<user>Hi\n"
+
+    run(check)
+
+
+def test_tool_calls_of_earlier_turns_reach_the_template_as_objects() -> None:
+    template = "{% for m in messages %}{{ m.tool_calls[0].function.arguments.x }}!{% endfor %}"
+
+    async def check(server: TinyServer) -> None:
+        call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 5}'}}
+        message = {"role": "assistant", "content": None, "tool_calls": [call]}
+        response = await server.post(PATH, {"messages": [message]})
+        assert response.status_code == 200
+        assert prompt_of(server) == "5!"
+
+    run(check, template=template)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"messages": "Hi"}, "messages"),
+        ({"messages": ["Hi"]}, "messages[0]"),
+        ({"messages": [{"content": "Hi"}]}, "messages[0].role"),
+        ({"messages": [{"role": "robot", "content": "Hi"}]}, "messages[0].role"),
+        ({"messages": [{"role": ["user"], "content": "Hi"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": ["x"]}]}, "messages[0].content[0]"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            "messages[0].content[0]",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+            "messages[0].content[0].text",
+        ),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages"),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "assistant",
+                        "tool_calls": [{"function": {"name": "f", "arguments": "{"}}],
+                    }
+                ]
+            },
+            "messages[0].tool_calls[0].function.arguments",
+        ),
+        ({"messages": [{"role": "assistant", "tool_calls": 5}]}, "messages[0].tool_calls"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens"),
+        ({"max_completion_tokens": -4}, "max_completion_tokens"),
+        ({"max_completion_tokens": 5, "max_tokens": 6}, "max_tokens"),
+        ({"max_tokens": 64}, "max_tokens"),
+        ({"logprobs": 1}, "logprobs"),
+        ({"top_logprobs": 1}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": []}, "chat_template_kwargs"),
+        ({"echo": True}, "echo"),
+        ({"modalities": ["audio"]}, "modalities"),
+    ],
+)
+def test_refused(body: dict[str, Any], param: str) -> None:
+    async def check(server: TinyServer) -> None:
+        default = {} if not body else {"messages": [{"role": "user", "content": "Hi"}]}
+        error = await server.error(PATH, default | body)
+        assert error["param"] == param
+        assert not server.manager.requests
+
+    run(check)
+
+
+def test_harmless_fields_are_accepted() -> None:
+    async def check(server: TinyServer) -> None:
+        await server.chat(
+            user="me",
+            metadata={"a": "b"},
+            store=False,
+            tools=None,
+            tool_choice="none",
+            response_format={"type": "text"},
+            frequency_penalty=0.0,
+            presence_penalty=0,
+            logit_bias=None,
+            modalities=["text"],
+            service_tier="auto",
+            parallel_tool_calls=True,
+            reasoning_effort=None,
+            seed=None,
+            stop=None,
+        )
+
+    run(check)
+
+
+def test_model_without_template() -> None:
+    async def check(server: TinyServer) -> None:
+        error = await server.error(PATH, {"messages": [{"role": "user", "content": "Hi"}]})
+        assert "chat_template=FILE" in error["message"]
+
+    run(check, template=None)

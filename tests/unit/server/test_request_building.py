@@ -1,0 +1,99 @@
+"""Requests as a manager takes them."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from tokasaurus.errors import InvalidRequestError, PromptTooLongError
+from tokasaurus.ipc.messages.to_manager import GenerateRequest
+from tokasaurus.server.request_building import ModelLimits, build_requests, check_prompt_ids
+from tokasaurus.server.sampling_params import SamplingParams
+
+LIMITS = ModelLimits(max_model_len=10, vocab_size=100, eos_token_ids=(2, 3))
+
+
+def build(
+    num_prompt: int = 4, default: int | None = None, **params: object
+) -> list[GenerateRequest]:
+    ids = check_prompt_ids([5] * num_prompt, LIMITS)
+    return build_requests(
+        ids,
+        SamplingParams(**params),
+        LIMITS,
+        itertools.count(7).__next__,
+        default_max_tokens=default,
+        predictor_key="k",
+    )
+
+
+def test_samples() -> None:
+    requests = build(n=3, seed=2**63 - 2)
+    assert [r.request_id for r in requests] == [7, 8, 9]
+    assert [r.sampling.seed for r in requests] == [2**63 - 2, 2**63 - 1, 0]
+    assert all(r.prompt_ids is requests[0].prompt_ids for r in requests)
+    assert requests[0].prompt_ids.dtype == np.int32
+    assert requests[0].predictor_key == "k"
+
+
+def test_random_seeds_differ() -> None:
+    seeds = {build()[0].sampling.seed for _ in range(20)}
+    assert len(seeds) == 20
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize(
+    ("num_prompt", "max_tokens", "default", "expected"),
+    [(4, None, None, 6), (4, None, 3, 3), (9, None, 16, 1), (4, 6, 3, 6), (4, 0, None, 1)],
+)
+def test_max_tokens(
+    num_prompt: int, max_tokens: int | None, default: int | None, expected: int
+) -> None:
+    [request] = build(num_prompt, default, max_tokens=max_tokens)
+    assert request.max_tokens == expected
+
+
+def test_min_tokens_raise_the_default() -> None:
+    [request] = build(default=2, min_tokens=5)
+    assert request.max_tokens == 5
+
+
+def test_too_long() -> None:
+    with pytest.raises(PromptTooLongError, match="10 tokens, but the prompt has 10"):
+        build(10)
+    with pytest.raises(PromptTooLongError, match=r"asks for 11 \(4 in the prompt, 7 in"):
+        build(max_tokens=7)
+    with pytest.raises(InvalidRequestError, match="must not be above 6"):
+        build(min_tokens=7)
+
+
+def test_stop_tokens() -> None:
+    [request] = build(stop_token_ids=[9, 2])
+    assert request.stop_token_ids == (9, 2, 3)
+    assert request.sampling.banned_until_min_tokens == ()
+    [request] = build(stop_token_ids=[9], ignore_eos=True, min_tokens=1)
+    assert request.stop_token_ids == (9,)
+    assert request.sampling.banned_until_min_tokens == (9,)
+
+
+@pytest.mark.parametrize(
+    ("params", "expected"),
+    [
+        ({"temperature": 1e-9}, (0.0, 0, 1.0)),
+        ({"temperature": 1, "top_k": -1}, (1.0, 0, 1.0)),
+        ({"top_p": 0}, (1.0, 1, 1.0)),
+        ({"top_p": 0.5, "top_k": 3}, (1.0, 3, 0.5)),
+    ],
+)
+def test_values_that_mean_the_same(
+    params: dict[str, object], expected: tuple[float, int, float]
+) -> None:
+    sampling = build(**params)[0].sampling
+    assert (sampling.temperature, sampling.top_k, sampling.top_p) == expected
+
+
+@pytest.mark.parametrize("ids", [[], [-1], [100], [1.0], [True], ["a"], [2**70], [None, 1]])
+def test_no_prompt(ids: list[object]) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        check_prompt_ids(ids, LIMITS, param="input")  # type: ignore[arg-type]
+    assert caught.value.param == "input"

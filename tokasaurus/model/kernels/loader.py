@@ -6,7 +6,6 @@ concurrent processes wait for one build; only a whole library ever gets its fina
 
 import contextlib
 import fcntl
-import functools
 import hashlib
 import logging
 import os
@@ -63,12 +62,13 @@ def runnable_flavours() -> tuple[str, ...]:
 
 
 def load_kernels(
-    flavour: str | None = None, report: Callable[[str], None] | None = None
-) -> Kernels | None:
-    """The kernels, compiled now if they have not been on this machine; None where they can't be.
+    flavour: str | None = None, report: Callable[[str], None] = logger.info
+) -> Kernels:
+    """The kernels, compiled now if they have not been on this machine.
 
     `flavour` defaults to the environment's TOKASAURUS_CPU_FLAVOUR, then to the machine's best.
-    `report` gets a line when a build starts.
+    `report` gets a line when a build starts. Raises ConfigError, with the reason, where they can't
+    be built; trying again gives the same answer at once.
     """
     chosen = flavour or os.environ.get(FLAVOUR_VARIABLE) or native_flavour()
     if chosen not in runnable_flavours():
@@ -76,22 +76,28 @@ def load_kernels(
             f"CPU kernel flavour {chosen!r} can't run here: choose one of "
             f"{', '.join(runnable_flavours())} in {FLAVOUR_VARIABLE} or leave it unset."
         )
-    return _load(chosen, report or logger.info)
+    if chosen not in _loaded:
+        _loaded[chosen] = _load(chosen, report)
+    outcome = _loaded[chosen]
+    if isinstance(outcome, str):
+        raise ConfigError(outcome)
+    return outcome
 
 
-@functools.cache
-def _load(flavour: str, report: Callable[[str], None]) -> Kernels | None:
+_loaded: dict[str, Kernels | str] = {}
+"""Per flavour, the kernels or why there are none."""
+
+
+def _load(flavour: str, report: Callable[[str], None]) -> Kernels | str:
     namespace = f"tokasaurus_{flavour}"
     try:
-        library = _built_library(flavour, namespace, report)
-        torch.ops.load_library(str(library))
+        torch.ops.load_library(str(_built_library(flavour, namespace, report)))
     except (OSError, RuntimeError, ImportError) as error:
-        logger.warning(
-            "The CPU kernels could not be built, so slower torch operations run instead; "
-            "install g++ 11 or newer to get them. (%s)",
-            str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__,
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        return (
+            "the CPU kernels could not be built; install g++ 11 or newer, or expect plain torch's "
+            f"speed ({reason[-1]})"
         )
-        return None
     fakes.register(namespace)
     return Kernels(flavour=flavour, ops=getattr(torch.ops, namespace))
 

@@ -161,7 +161,7 @@ class Worker {
         largest = vmax(largest, x);
       }
       const float new_max = std::max(max_[i], reduce_max(largest));
-      if (new_max == NEG_INF) {
+      if (visible_begin >= visible_end) {
         for (int64_t c = 0; c < columns; c += W) store_probabilities(i, c, F{});
         continue;
       }

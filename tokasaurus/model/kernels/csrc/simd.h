@@ -143,7 +143,7 @@ TOKA_INLINE float reduce_max(F v) {
 #endif
 }
 
-// exp to about 2 ulp; 0 below -87, +inf is not produced (the argument saturates at 88).
+// exp to about 2 ulp; 0 below -87, +inf is not produced (the argument saturates at 88), NaN stays.
 TOKA_INLINE F vexp(F x) {
   const F clamped = vmin(vmax(x, splat(-87.0f)), splat(88.0f));
   const F magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
@@ -158,7 +158,7 @@ TOKA_INLINE F vexp(F x) {
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
   const F scaled = (F)((U)p + ((U)shifted << 23));  // the low bits of `shifted` hold n
-  return select(x < -87.0f, F{}, scaled);
+  return select(x == x, select(x < -87.0f, F{}, scaled), x);
 }
 
 TOKA_INLINE F vtanh(F x) {

@@ -47,8 +47,8 @@ def check_prompt_ids(
     lowest, highest = min(prompt_ids), max(prompt_ids)
     if lowest < 0 or highest >= limits.vocab_size:
         raise InvalidRequestError(
-            f"{param!r} contains token id {shown(lowest if lowest < 0 else highest)}, but ids of this "
-            f"model are between 0 and {limits.vocab_size - 1}.",
+            f"{param!r} contains token id {shown(lowest if lowest < 0 else highest)}, but ids of "
+            f"this model are between 0 and {limits.vocab_size - 1}.",
             param=param,
         )
     return np.asarray(prompt_ids, np.int32)
@@ -72,8 +72,8 @@ def build_requests(
     for token_id in params.stop_token_ids:
         if not 0 <= token_id < limits.vocab_size:
             raise InvalidRequestError(
-                f"'stop_token_ids' contains {shown(token_id)}, but ids of this model are between 0 and "
-                f"{limits.vocab_size - 1}.",
+                f"'stop_token_ids' contains {shown(token_id)}, but ids of this model are between 0 "
+                f"and {limits.vocab_size - 1}.",
                 param="stop_token_ids",
             )
     eos_token_ids = () if params.ignore_eos else limits.eos_token_ids

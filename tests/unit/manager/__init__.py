@@ -1,0 +1,1 @@
+"""Tests of the manager, driven by a simulated worker."""

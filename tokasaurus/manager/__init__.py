@@ -1,0 +1,1 @@
+"""The manager process: CPU policy on integers that turns requests into steps for a worker."""

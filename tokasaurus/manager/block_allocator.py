@@ -1,0 +1,142 @@
+"""Hands out KV blocks: free ones first, then the least recently used of the unreferenced cached.
+
+Every block is free, private (in one sequence's table), or a node of the prefix tree; a node is
+referenced by the sequences that have it in their tables, or only cached.
+"""
+
+import numpy as np
+
+from tokasaurus.manager.prefix_tree import PrefixTree
+
+
+class BlockAllocator:
+    """Owns blocks 0..num_blocks-1 and their reference counts."""
+
+    def __init__(self, num_blocks: int, page_size: int) -> None:
+        self.num_blocks = num_blocks
+        self.page_size = page_size
+        self.ref_counts = np.zeros(num_blocks, np.int32)
+        """Sequences that have the block in their table."""
+        self.is_scheduled = np.zeros(num_blocks, bool)
+        """A chunk that fills the block is scheduled, or was: whoever comes later may read it."""
+        self.tree = PrefixTree(num_blocks, page_size, self.ref_counts)
+        self._free = np.arange(num_blocks - 1, -1, -1, dtype=np.int32)
+        """Stack; the top stands at `_num_free - 1`."""
+        self._num_free = num_blocks
+        self._num_cached = 0
+
+    @property
+    def num_free(self) -> int:
+        return self._num_free
+
+    @property
+    def num_cached(self) -> int:
+        """Nodes that no sequence references."""
+        return self._num_cached
+
+    @property
+    def num_available(self) -> int:
+        """Blocks that `allocate` could hand out now."""
+        return self._num_free + self._num_cached
+
+    @property
+    def num_in_use(self) -> int:
+        return self.num_blocks - self.num_available
+
+    def allocate(self, num_blocks: int) -> np.ndarray:
+        """Return int32[num_blocks] private blocks, referenced once; they must be available."""
+        assert num_blocks <= self.num_available, f"{num_blocks} of {self.num_available} blocks"
+        for _ in range(num_blocks - self._num_free):
+            self._push_free(self.tree.evict())
+            self._num_cached -= 1
+        self._num_free -= num_blocks
+        blocks = self._free[self._num_free : self._num_free + num_blocks].copy()
+        self.ref_counts[blocks] = 1
+        self.is_scheduled[blocks] = False
+        return blocks
+
+    def num_cached_among(self, nodes: list[int]) -> int:
+        """How many of these nodes no sequence references."""
+        return int(np.count_nonzero(self.ref_counts[nodes] == 0)) if nodes else 0
+
+    def acquire(self, nodes: list[int]) -> None:
+        """Reference a path of the tree."""
+        if nodes:
+            self._num_cached -= self.num_cached_among(nodes)
+            self.ref_counts[nodes] += 1
+
+    def share(
+        self, parent: int | str, token_bytes: bytes, blocks: list[int], *, are_computed: bool
+    ) -> list[int]:
+        """Insert full blocks of one table below `parent`; return the path that now holds them.
+
+        Where the tree has the same content already, its own node stands in the path and ours stays
+        private. Blocks that are not computed yet stop at the first such node, and computed ones at
+        one that isn't, so that a scheduled node never has an unscheduled ancestor.
+        """
+        stride = 4 * self.page_size
+        path: list[int] = []
+        for index, block in enumerate(blocks):
+            key = token_bytes[index * stride : (index + 1) * stride]
+            node = self.tree.find(parent, key)
+            if node is None:
+                self.tree.insert(parent, key, block)
+                node = block
+            elif not (are_computed and self.is_scheduled[node]):
+                break
+            path.append(node)
+            parent = node
+        if are_computed and path:
+            self.is_scheduled[path] = True
+        return path
+
+    def release(self, blocks: np.ndarray, path: np.ndarray | list[int]) -> None:
+        """Drop one table's references; `path` are the tree nodes that hold its content.
+
+        Nodes that were never scheduled and that nobody else waits for leave the tree.
+        """
+        self.ref_counts[blocks] -= 1
+        unreferenced = blocks[self.ref_counts[blocks] == 0]
+        is_kept = self.tree.is_node[unreferenced] & self.is_scheduled[unreferenced]
+        self._num_cached += int(np.count_nonzero(is_kept))
+        self.tree.touch(path)
+        dropped = unreferenced[~is_kept]
+        for block in dropped[self.tree.is_node[dropped]][::-1].tolist():
+            self.tree.remove(block)
+        self._free[self._num_free : self._num_free + dropped.size] = dropped[::-1]
+        self._num_free += dropped.size
+        if len(path) and self.tree.is_node[path[-1]]:
+            self.tree.offer(int(path[-1]))
+
+    def discard(self, path: list[int]) -> None:
+        """Forget what is cached at the end of `path` and nobody references."""
+        for block in reversed(path):
+            if not self.tree.is_node[block]:
+                continue
+            if self.ref_counts[block] or not self.tree.is_leaf(block):
+                return
+            self.tree.remove(block)
+            self._push_free(block)
+            self._num_cached -= 1
+
+    def _push_free(self, block: int) -> None:
+        self._free[self._num_free] = block
+        self._num_free += 1
+
+    def check_invariants(self) -> None:
+        self.tree.check_invariants()
+        free = self._free[: self._num_free]
+        assert np.unique(free).size == free.size, "a block is free twice"
+        assert not self.ref_counts[free].any(), "a free block is referenced"
+        assert not self.tree.is_node[free].any(), "a free block is in the tree"
+        assert (self.ref_counts >= 0).all()
+        cached = self.tree.is_node & (self.ref_counts == 0)
+        assert int(np.count_nonzero(cached)) == self._num_cached
+        assert self.is_scheduled[cached].all(), "an unreferenced node was never computed"
+        is_private = ~self.tree.is_node & (self.ref_counts > 0)
+        assert (self.ref_counts[is_private] == 1).all(), "a private block is shared"
+        num_used = int(np.count_nonzero(self.ref_counts > 0))
+        assert self._num_free + self._num_cached + num_used == self.num_blocks, "a block is lost"
+        for block in np.flatnonzero(self.tree.is_node & self.is_scheduled).tolist():
+            parent = self.tree.parent(block)
+            assert isinstance(parent, str) or self.is_scheduled[parent]

@@ -1,0 +1,224 @@
+"""Turns step outputs into tokens, finish reasons and log-probabilities for the servers."""
+
+from collections import defaultdict
+from collections.abc import Callable
+
+import numpy as np
+
+from tokasaurus.errors import ProtocolError
+from tokasaurus.ipc.messages.to_manager import PromptLogprobs, StepOutput
+from tokasaurus.ipc.messages.to_server import (
+    EngineOutputs,
+    FinishReason,
+    RequestFinished,
+    RequestLogprobs,
+)
+from tokasaurus.manager.running_set import RunningSet
+from tokasaurus.manager.sequence import SERVER_INDEX_SHIFT, Sequence
+from tokasaurus.manager.step_building import StepInFlight
+from tokasaurus.manager.stop_tokens import StopTokens
+
+_NO_IDS = np.empty(0, np.int64)
+_NO_TOKENS = np.empty(0, np.int32)
+
+Finish = Callable[[Sequence, FinishReason, int | None, str | None], None]
+"""Ends a sequence: reason, the token that stopped it, and what went wrong."""
+
+
+class OutputHandler:
+    """Applies step outputs to the running set and collects what is new for the servers."""
+
+    def __init__(
+        self, dp_rank: int, running: RunningSet, stop_tokens: StopTokens, finish: Finish
+    ) -> None:
+        self._dp_rank = dp_rank
+        self._running = running
+        self._stop_tokens = stop_tokens
+        self._finish = finish
+        self._parts: list[tuple[np.ndarray, np.ndarray]] = []
+        """(request id per token, tokens) of every step since the last message."""
+        self._logprobs: list[RequestLogprobs] = []
+        self._finished: list[RequestFinished] = []
+        self.num_output_tokens = 0
+
+    def handle(self, step: StepInFlight, output: StepOutput) -> None:
+        """Take in the result of `step`, the oldest one in flight."""
+        if output.step_id != step.step_id or output.token_ids.shape != step.row_slots.shape:
+            raise ProtocolError(
+                f"the worker answered step {output.step_id} with {output.token_ids.size} tokens, "
+                f"but step {step.step_id} with {step.row_slots.size} rows was due"
+            )
+        for prompt_logprobs in output.prompt_logprobs:
+            self._take_prompt_logprobs(step, prompt_logprobs)
+        row_slots, token_ids, rows = self._live_rows(step, output.token_ids)
+        if not row_slots.size:
+            return
+        slots = self._running.slots
+        if output.logprobs is not None:
+            self._take_logprobs(output, row_slots, token_ids, rows)
+        is_end = self._stop_tokens.may_stop(token_ids)
+        is_end |= slots.num_known[row_slots] + 1 >= slots.max_num_tokens[row_slots]
+        ends = np.flatnonzero(is_end)
+        if ends.size and (token_ids[ends] < 0).any():
+            ends, row_slots, token_ids = self._fail_broken(ends, row_slots, token_ids)
+        slots.append_tokens(row_slots, token_ids)
+        self._parts.append((slots.request_ids[row_slots], token_ids))
+        self.num_output_tokens += token_ids.size
+        for row in ends.tolist():
+            self._end(int(row_slots[row]), int(token_ids[row]))
+
+    def finish(self, finished: RequestFinished) -> None:
+        """Pass a request's terminal message on with the next messages."""
+        self._finished.append(finished)
+
+    def take_messages(self) -> dict[int, EngineOutputs]:
+        """What is new since the last call, by server index."""
+        if not (self._parts or self._finished or self._logprobs):
+            return {}
+        tokens = self._group_tokens()
+        logprobs: dict[int, list[RequestLogprobs]] = defaultdict(list)
+        for entry in self._logprobs:
+            logprobs[entry.request_id >> SERVER_INDEX_SHIFT].append(entry)
+        finished: dict[int, list[RequestFinished]] = defaultdict(list)
+        for end in self._finished:
+            finished[end.request_id >> SERVER_INDEX_SHIFT].append(end)
+        self._parts, self._logprobs, self._finished = [], [], []
+        messages = {}
+        for server_index in tokens.keys() | logprobs.keys() | finished.keys():
+            ids, counts, token_ids = tokens.get(server_index, (_NO_IDS, _NO_TOKENS, _NO_TOKENS))
+            messages[server_index] = EngineOutputs(
+                dp_rank=self._dp_rank,
+                request_ids=ids,
+                num_tokens=counts,
+                token_ids=token_ids,
+                logprobs=logprobs[server_index],
+                finished=finished[server_index],
+            )
+        return messages
+
+    def _group_tokens(self) -> dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """(request ids, tokens of each, tokens) by server index."""
+        if not self._parts:
+            return {}
+        ids, token_ids = self._parts[0]
+        servers = ids >> SERVER_INDEX_SHIFT
+        first = int(servers[0])
+        if len(self._parts) == 1 and (servers == first).all():
+            return {first: (ids, np.ones(ids.size, np.int32), token_ids)}
+        ids = np.concatenate([part[0] for part in self._parts])
+        token_ids = np.concatenate([part[1] for part in self._parts])
+        order = np.argsort(ids, kind="stable")
+        ids, counts = np.unique(ids, return_counts=True)
+        servers = ids >> SERVER_INDEX_SHIFT
+        token_ids = token_ids[order]
+        ends = np.cumsum(counts)
+        groups = {}
+        for server_index in np.unique(servers).tolist():
+            low, high = np.searchsorted(servers, [server_index, server_index + 1])
+            begin = ends[low - 1] if low else 0
+            groups[server_index] = (
+                ids[low:high],
+                counts[low:high].astype(np.int32),
+                token_ids[begin : ends[high - 1]],
+            )
+        return groups
+
+    def _live_rows(
+        self, step: StepInFlight, token_ids: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Slots and tokens of rows whose sequence still runs; which rows, None for all of them."""
+        if step.num_releases == self._running.num_releases:
+            return step.row_slots, token_ids, None
+        is_live = self._running.slots.epochs[step.row_slots] == step.row_epochs
+        if is_live.all():
+            return step.row_slots, token_ids, None
+        rows = np.flatnonzero(is_live)
+        return step.row_slots[rows], token_ids[rows], rows
+
+    def _fail_broken(
+        self, ends: np.ndarray, row_slots: np.ndarray, token_ids: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """End the sequences whose logits held a NaN; return what is left."""
+        is_broken = token_ids < 0
+        for slot in row_slots[is_broken].tolist():
+            sequence = self._sequence(slot)
+            self._finish(
+                sequence, "error", None, "the model's output for this request is not a number"
+            )
+        is_end = np.zeros(token_ids.size, bool)
+        is_end[ends] = True
+        return (
+            np.flatnonzero(is_end[~is_broken]),
+            row_slots[~is_broken],
+            token_ids[~is_broken],
+        )
+
+    def _end(self, slot: int, token_id: int) -> None:
+        """End the sequence at `slot` if its newest token does."""
+        sequence = self._sequence(slot)
+        if token_id in sequence.request.stop_token_ids:
+            self._finish(sequence, "stop", token_id, None)
+        elif self._running.slots.num_known[slot] == sequence.max_num_tokens:
+            self._finish(sequence, "length", None, None)
+
+    def _sequence(self, slot: int) -> Sequence:
+        sequence = self._running.slots.sequences[slot]
+        assert sequence is not None, f"slot {slot} is free"
+        return sequence
+
+    def _take_logprobs(
+        self,
+        output: StepOutput,
+        row_slots: np.ndarray,
+        token_ids: np.ndarray,
+        rows: np.ndarray | None,
+    ) -> None:
+        """Route the rows' log-probabilities to the requests that asked for them."""
+        num_logprobs = self._running.slots.num_logprobs[row_slots]
+        request_ids = self._running.slots.request_ids
+        assert output.logprobs is not None
+        for index in np.flatnonzero((num_logprobs >= 0) & (token_ids >= 0)).tolist():
+            row = index if rows is None else int(rows[index])
+            k = int(num_logprobs[index])
+            top_ids, top_logprobs = _top(output.top_ids, output.top_logprobs, row, k)
+            self._logprobs.append(
+                RequestLogprobs(
+                    request_id=int(request_ids[row_slots[index]]),
+                    is_prompt=False,
+                    logprobs=output.logprobs[row : row + 1],
+                    top_ids=top_ids,
+                    top_logprobs=top_logprobs,
+                )
+            )
+
+    def _take_prompt_logprobs(self, step: StepInFlight, scores: PromptLogprobs) -> None:
+        """Pass on the scores of prompt positions that were not sent before a preemption."""
+        slots = self._running.slots
+        if step.scored_epochs.get(scores.slot) != slots.epochs[scores.slot]:
+            return
+        sequence = self._sequence(scores.slot)
+        first = sequence.num_scored_tokens - (scores.start + 1)
+        end = min(scores.logprobs.size, sequence.num_prompt_tokens - (scores.start + 1))
+        assert first >= 0, f"prompt scores of {sequence.request_id} skip {-first} positions"
+        if first >= end:
+            return
+        sequence.num_scored_tokens += end - first
+        k = max(0, sequence.request.sampling.num_prompt_logprobs)
+        self._logprobs.append(
+            RequestLogprobs(
+                request_id=sequence.request_id,
+                is_prompt=True,
+                logprobs=scores.logprobs[first:end],
+                top_ids=scores.top_ids[first:end, :k],
+                top_logprobs=scores.top_logprobs[first:end, :k],
+            )
+        )
+
+
+def _top(
+    top_ids: np.ndarray | None, top_logprobs: np.ndarray | None, row: int, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k most likely tokens of one row, as [1, k]; nothing where the step has none."""
+    if top_ids is None or top_logprobs is None:
+        return np.empty((1, 0), np.int32), np.empty((1, 0), np.float32)
+    return top_ids[row : row + 1, :k], top_logprobs[row : row + 1, :k]

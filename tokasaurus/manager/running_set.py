@@ -1,0 +1,216 @@
+"""The sequences that have a seat: what they hold, which of them prefill and which decode.
+
+Onboarding gives a sequence its seat, the cached prefix and blocks for all its known tokens; decodes
+append blocks as they go.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+
+from tokasaurus.manager.block_allocator import BlockAllocator
+from tokasaurus.manager.sequence import Sequence, SequenceState
+from tokasaurus.manager.slot_table import SlotTable
+
+_NO_SLOTS = np.empty(0, np.intp)
+_KEY_TYPE = np.dtype("<i4")
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixMatch:
+    """What onboarding a sequence would find and take."""
+
+    path: list[int]
+    """Tree nodes for the first of its tokens."""
+    token_bytes: bytes
+    num_new_blocks: int
+    """Blocks it takes off the available ones now, cached nodes that it would reference included."""
+    num_final_blocks: int
+    """The same when it ends by length."""
+
+
+class RunningSet:
+    """Seats, blocks, the line of prefills (strictly by onboarding) and the order of decodes."""
+
+    def __init__(self, num_slots: int, max_num_tokens: int, num_blocks: int, page_size: int):
+        max_blocks = min(-(-max_num_tokens // page_size), num_blocks)
+        self.page_size = page_size
+        self.blocks = BlockAllocator(num_blocks, page_size)
+        self.slots = SlotTable(num_slots, max_blocks, num_blocks, page_size)
+        self.prefilling: OrderedDict[int, Sequence] = OrderedDict()
+        """By slot, in order of onboarding."""
+        self.decode_slots = _NO_SLOTS
+        """intp[D], in order; replaced, never changed in place."""
+        self.num_releases = 0
+        """How often a sequence left; the blocks that are not spoken for can't grow otherwise."""
+        self.num_reserved_blocks = 0
+        """Blocks that the seated sequences still take if all of them end by length."""
+        self.freed_slots: list[int] = []
+        """Seats given back that the worker has not been told of."""
+        self._joining: list[int] = []
+        self._has_leavers = False
+
+    @property
+    def num_running(self) -> int:
+        return self.slots.num_slots - self.slots.num_free_slots
+
+    @property
+    def num_waiting_for_tokens(self) -> int:
+        """Seated sequences that only wait for tokens in flight, to end or to be preempted."""
+        self.refresh_decode_slots()
+        return self.num_running - len(self.prefilling) - self.decode_slots.size
+
+    def match(self, sequence: Sequence) -> PrefixMatch:
+        """Look up the cached prefix; at least one token is left to compute."""
+        path: list[int] = []
+        token_bytes = b""
+        if sequence.is_cacheable:
+            token_bytes = np.ascontiguousarray(sequence.token_ids, _KEY_TYPE).tobytes()
+            max_matched = (sequence.token_ids.size - 1) // self.page_size
+            salt = sequence.request.cache_salt
+            path = self.blocks.tree.match(salt, token_bytes, max_matched)
+        num_shared = len(path) - self.blocks.num_cached_among(path)
+        return PrefixMatch(
+            path=path,
+            token_bytes=token_bytes,
+            num_new_blocks=sequence.num_initial_blocks(self.page_size) - num_shared,
+            num_final_blocks=sequence.max_num_blocks(self.page_size) - num_shared,
+        )
+
+    def onboard(self, sequence: Sequence, match: PrefixMatch) -> None:
+        """Seat `sequence` at the end of the prefill line; its new blocks must be available."""
+        self.refresh_decode_slots()  # before a seat is used again
+        path = match.path
+        self.blocks.acquire(path)
+        num_blocks = sequence.num_initial_blocks(self.page_size)
+        new_blocks = self.blocks.allocate(num_blocks - len(path))
+        table = np.concatenate([np.array(path, np.int32), new_blocks])
+        slot = self.slots.seat(sequence, table)
+        sequence.num_matched_blocks = sequence.num_shared_blocks = len(path)
+        if sequence.is_cacheable:
+            num_full = sequence.token_ids.size // self.page_size
+            own = new_blocks[: num_full - len(path)].tolist()
+            parent = path[-1] if path else sequence.request.cache_salt
+            token_bytes = match.token_bytes[4 * self.page_size * len(path) :]
+            shared = self.blocks.share(parent, token_bytes, own, are_computed=False)
+            sequence.num_shared_blocks += len(shared)
+        sequence.state = SequenceState.PREFILLING
+        sequence.has_started = False
+        self.prefilling[slot] = sequence
+        self.num_reserved_blocks += int(self.slots.max_num_blocks[slot]) - num_blocks
+
+    def num_cached_tokens(self, sequence: Sequence) -> int:
+        """Tokens that its first chunk may skip if it is scheduled now."""
+        matched = self.slots.blocks(sequence.slot)[: sequence.num_matched_blocks]
+        is_scheduled = self.blocks.is_scheduled[matched]
+        num_blocks = matched.size if is_scheduled.all() else int(is_scheduled.argmin())
+        return num_blocks * self.page_size
+
+    def mark_scheduled(self, sequence: Sequence, num_scheduled: int) -> None:
+        """A chunk up to token `num_scheduled` is scheduled: later ones may read what it fills."""
+        slots, slot = self.slots, sequence.slot
+        first = int(slots.num_scheduled[slot]) // self.page_size
+        filled = slots.blocks(slot)[first : num_scheduled // self.page_size]
+        self.blocks.is_scheduled[filled] = True
+        slots.num_scheduled[slot] = num_scheduled
+
+    def finish_prefill(self, sequence: Sequence) -> None:
+        """Its last chunk is scheduled, which draws a token: it decodes from the next step on."""
+        slots, slot = self.slots, sequence.slot
+        sequence.state = SequenceState.DECODING
+        del self.prefilling[slot]
+        slots.num_drawn[slot] += 1
+        if slots.num_drawn[slot] < slots.max_num_tokens[slot]:
+            slots.is_decoding[slot] = True
+            self._joining.append(slot)
+
+    def append_blocks(self, slots: np.ndarray) -> np.ndarray:
+        """Append a block to each of these decoding slots; returns the blocks."""
+        blocks = self.blocks.allocate(slots.size)
+        self.slots.append_blocks(slots, blocks)
+        self.num_reserved_blocks -= slots.size
+        return blocks
+
+    def advance_decodes(self) -> None:
+        """A decode of every one of `decode_slots` is scheduled."""
+        slots, decode_slots = self.slots, self.decode_slots
+        slots.num_scheduled[decode_slots] += 1
+        num_drawn = slots.num_drawn[decode_slots] + 1
+        slots.num_drawn[decode_slots] = num_drawn
+        is_last = num_drawn == slots.max_num_tokens[decode_slots]
+        if is_last.any():
+            slots.is_decoding[decode_slots[is_last]] = False
+            self._has_leavers = True
+
+    def stop_decoding(self, sequence: Sequence) -> None:
+        """Schedule no more decodes of it."""
+        if self.slots.is_decoding[sequence.slot]:
+            self.slots.is_decoding[sequence.slot] = False
+            self._has_leavers = True
+
+    def refresh_decode_slots(self) -> None:
+        """Take joiners and leavers into `decode_slots`; the order of the others stays."""
+        if self._joining:
+            joining = np.array(self._joining, np.intp)
+            self._joining.clear()
+            self.decode_slots = np.concatenate([self.decode_slots, joining])
+            self._has_leavers = True
+        if self._has_leavers:
+            self.decode_slots = self.decode_slots[self.slots.is_decoding[self.decode_slots]]
+            self._has_leavers = False
+
+    def release(self, sequence: Sequence, *, is_sound: bool = True) -> None:
+        """Take its seat away; what is computed of it stays cached unless it is not sound."""
+        slot = sequence.slot
+        self.stop_decoding(sequence)
+        self.prefilling.pop(slot, None)
+        table = self.slots.blocks(slot)
+        path: list[int] = table[: sequence.num_shared_blocks].tolist()
+        if is_sound:
+            path += self._share_computed(sequence, table)
+        self.num_reserved_blocks -= int(self.slots.max_num_blocks[slot]) - table.size
+        self.blocks.release(table, path)
+        if not is_sound:
+            self.blocks.discard(path)
+        if sequence.has_started:
+            self.freed_slots.append(slot)
+            sequence.has_started = False
+        self.slots.unseat(slot)
+        self.num_releases += 1
+
+    def _share_computed(self, sequence: Sequence, table: np.ndarray) -> list[int]:
+        """Insert its private full blocks whose tokens are known and computed into the tree."""
+        slot, first = sequence.slot, sequence.num_shared_blocks
+        num_computed = min(self.slots.num_known[slot], self.slots.num_scheduled[slot])
+        last = int(num_computed) // self.page_size
+        if last <= first:
+            return []
+        token_ids = self.slots.known_tokens(slot)[first * self.page_size : last * self.page_size]
+        return self.blocks.share(
+            int(table[first - 1]) if first else sequence.request.cache_salt,
+            np.ascontiguousarray(token_ids, _KEY_TYPE).tobytes(),
+            table[first:last].tolist(),
+            are_computed=True,
+        )
+
+    def check_invariants(self) -> None:
+        self.refresh_decode_slots()
+        slots = self.slots
+        slots.check_invariants()
+        self.blocks.check_invariants()
+        ref_counts = np.zeros_like(self.blocks.ref_counts)
+        num_reserved = 0
+        for sequence in slots.sequences:
+            if sequence is None:
+                continue
+            table = slots.blocks(sequence.slot)
+            ref_counts[table] += 1
+            num_reserved += int(slots.max_num_blocks[sequence.slot]) - table.size
+            assert self.blocks.tree.is_node[table[: sequence.num_shared_blocks]].all()
+            assert not self.blocks.tree.is_node[table[sequence.num_shared_blocks :]].any()
+            is_prefilling = sequence.state is SequenceState.PREFILLING
+            assert is_prefilling == (sequence.slot in self.prefilling)
+        assert (ref_counts == self.blocks.ref_counts).all(), "reference counts are off"
+        assert num_reserved == self.num_reserved_blocks
+        assert sorted(self.decode_slots.tolist()) == np.flatnonzero(slots.is_decoding).tolist()

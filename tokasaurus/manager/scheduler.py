@@ -1,0 +1,157 @@
+"""Plans steps: every decoding sequence runs one token, prefill chunks take what budget is left."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tokasaurus.ipc.messages.to_manager import RunnerCapabilities
+from tokasaurus.manager.preemption import Preempter
+from tokasaurus.manager.running_set import RunningSet
+from tokasaurus.manager.sequence import Sequence
+from tokasaurus.manager.settings import ManagerSettings
+
+_NO_SLOTS = np.empty(0, np.intp)
+_NO_BLOCKS = np.empty(0, np.int32)
+
+
+@dataclass(slots=True, kw_only=True)
+class PrefillChunk:
+    """`num_tokens` of a sequence from token `start` on."""
+
+    sequence: Sequence
+    slot: int
+    start: int
+    num_tokens: int
+    is_first: bool
+    """The worker hears of the slot with this chunk."""
+
+    @property
+    def samples(self) -> bool:
+        """It ends the known tokens, so a token is drawn after it."""
+        return self.start + self.num_tokens == self.sequence.token_ids.size
+
+
+@dataclass(slots=True, kw_only=True)
+class ScheduledStep:
+    """One step as planned. The running set has advanced past it already."""
+
+    chunks: list[PrefillChunk] = field(default_factory=list)
+    decode_slots: np.ndarray = field(default_factory=lambda: _NO_SLOTS)
+    """intp[D]"""
+    appended_slots: np.ndarray = field(default_factory=lambda: _NO_SLOTS)
+    """intp[E]: decoding slots that get one more block."""
+    appended_blocks: np.ndarray = field(default_factory=lambda: _NO_BLOCKS)
+    """int32[E]"""
+
+    @property
+    def num_prefill_tokens(self) -> int:
+        return sum(chunk.num_tokens for chunk in self.chunks)
+
+
+class Scheduler:
+    """Decides what runs next and advances the running set accordingly."""
+
+    def __init__(
+        self,
+        settings: ManagerSettings,
+        capabilities: RunnerCapabilities,
+        running: RunningSet,
+        preempter: Preempter,
+    ) -> None:
+        self._settings = settings
+        self._mixes = capabilities.mixed_batches
+        self._running = running
+        self._preempter = preempter
+        self._prefilled_last = False
+        self._num_steps = 0
+
+    def schedule(self) -> ScheduledStep | None:
+        """Plan one step; None when there is nothing to run before more tokens arrive."""
+        running = self._running
+        self._force_preemption()
+        step = ScheduledStep()
+        decodes, prefills = self._take_turns()
+        if decodes and not self._schedule_decodes(step):
+            return None
+        if prefills:
+            self._schedule_prefills(step)
+        if not step.chunks and not step.decode_slots.size:
+            return None
+        if step.decode_slots.size:
+            running.advance_decodes()
+        for chunk in step.chunks:
+            if chunk.samples:
+                running.finish_prefill(chunk.sequence)
+        self._prefilled_last = bool(step.chunks)
+        self._num_steps += 1
+        return step
+
+    def _take_turns(self) -> tuple[bool, bool]:
+        """Whether the step may hold decodes, and prefills; in turn if they can't mix."""
+        self._running.refresh_decode_slots()
+        has_decodes = bool(self._running.decode_slots.size)
+        has_prefills = bool(self._running.prefilling)
+        if self._mixes or not (has_decodes and has_prefills):
+            return has_decodes, has_prefills
+        return self._prefilled_last, not self._prefilled_last
+
+    def _schedule_decodes(self, step: ScheduledStep) -> bool:
+        """Take all decoding sequences into `step`; False if blocks for them have to be awaited."""
+        running = self._running
+        slots = running.slots
+        while True:
+            running.refresh_decode_slots()
+            decode_slots = running.decode_slots
+            is_full = slots.num_scheduled[decode_slots] == slots.capacity[decode_slots]
+            growing = decode_slots[is_full]
+            if growing.size <= running.blocks.num_available:
+                break
+            if not self._preempter.make_room():
+                return False
+        step.decode_slots = decode_slots
+        if growing.size:
+            step.appended_slots = growing
+            step.appended_blocks = running.append_blocks(growing)
+        return True
+
+    def _schedule_prefills(self, step: ScheduledStep) -> None:
+        """Fill the budget with chunks, strictly in the order of onboarding.
+
+        A chunk marks the blocks that it fills at once, so that a later one of the step that shares
+        them starts behind them.
+        """
+        running = self._running
+        budget = self._settings.max_tokens_per_forward - step.decode_slots.size
+        for slot, sequence in running.prefilling.items():
+            if budget <= 0:
+                return
+            is_first = not sequence.has_started
+            if is_first:
+                start = running.num_cached_tokens(sequence)
+                self._start(sequence, start)
+            else:
+                start = int(running.slots.num_scheduled[slot])
+            num_tokens = min(budget, sequence.token_ids.size - start)
+            running.mark_scheduled(sequence, start + num_tokens)
+            step.chunks.append(
+                PrefillChunk(
+                    sequence=sequence,
+                    slot=slot,
+                    start=start,
+                    num_tokens=num_tokens,
+                    is_first=is_first,
+                )
+            )
+            budget -= num_tokens
+
+    def _start(self, sequence: Sequence, num_cached: int) -> None:
+        sequence.has_started = True
+        self._running.slots.num_scheduled[sequence.slot] = num_cached
+        if sequence.num_cached_tokens is None:
+            sequence.num_cached_tokens = min(num_cached, sequence.num_prompt_tokens)
+
+    def _force_preemption(self) -> None:
+        interval = self._settings.debug_preempt_every_steps
+        if interval and self._num_steps and self._num_steps % interval == 0:
+            self._num_steps += 1
+            self._preempter.preempt_newest_decoding()

@@ -1,0 +1,81 @@
+"""A request on its way through the manager: what is not hot, with its length arithmetic.
+
+What changes with every token of a running sequence lives in the `SlotTable`.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+
+from tokasaurus.ipc.messages.to_manager import GenerateRequest
+
+SERVER_INDEX_SHIFT = 48
+"""The index of a request's server stands in the bits of its id from here up."""
+
+
+class SequenceState(Enum):
+    QUEUED = "queued"
+    PREFILLING = "prefilling"
+    DECODING = "decoding"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Sequence:
+    """One request. `token_ids` are all tokens that were known when it was last queued."""
+
+    request: GenerateRequest
+    arrival: int
+    """Rises with every request; what is older goes first and is preempted last."""
+    token_ids: np.ndarray
+    """int32: prompt, then outputs from before a preemption or recovery."""
+    state: SequenceState = SequenceState.QUEUED
+    slot: int = -1
+    """Its seat while PREFILLING or DECODING."""
+    num_shared_blocks: int = 0
+    """Blocks at the head of its table that are nodes of the prefix tree."""
+    num_matched_blocks: int = 0
+    """Those of them that were in the tree before it was onboarded."""
+    has_started: bool = False
+    """The worker knows its slot."""
+    is_preempting: bool = False
+    """It leaves its seat as soon as its tokens in flight have arrived."""
+    num_cached_tokens: int | None = None
+    """Prompt tokens it did not have to compute the first time it ran; None before that."""
+    num_preemptions: int = 0
+    num_scored_tokens: int = 1
+    """Prompt tokens whose log-probabilities are sent or, like the first one's, don't exist."""
+
+    @classmethod
+    def from_request(cls, request: GenerateRequest, arrival: int) -> "Sequence":
+        token_ids = request.prompt_ids
+        if request.output_ids is not None and request.output_ids.size:
+            token_ids = np.concatenate([token_ids, request.output_ids])
+        return cls(request=request, arrival=arrival, token_ids=token_ids)
+
+    @property
+    def request_id(self) -> int:
+        return self.request.request_id
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return self.request.prompt_ids.size
+
+    @property
+    def max_num_tokens(self) -> int:
+        """Prompt and outputs when it ends by length."""
+        return self.num_prompt_tokens + self.request.max_tokens
+
+    @property
+    def is_cacheable(self) -> bool:
+        """Prompt log-probabilities need every prompt token computed."""
+        return self.request.sampling.num_prompt_logprobs < 0
+
+    def max_num_blocks(self, page_size: int) -> int:
+        """Blocks when it ends by length; the last token drawn is never written."""
+        return -(-(self.max_num_tokens - 1) // page_size)
+
+    def num_initial_blocks(self, page_size: int) -> int:
+        """Blocks for the tokens that it prefills."""
+        return -(-self.token_ids.size // page_size)

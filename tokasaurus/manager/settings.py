@@ -1,0 +1,46 @@
+"""What the manager needs to know of the engine's configuration."""
+
+from dataclasses import dataclass
+
+from tokasaurus.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManagerSettings:
+    """Validated limits and switches of one manager."""
+
+    dp_rank: int = 0
+    page_size: int = 16
+    """Tokens per KV block."""
+    max_tokens_per_forward: int = 2048
+    """Prefill and decode tokens of one step."""
+    max_seqs_per_forward: int = 1024
+    """Sequences that run at a time."""
+    scheduling_steps_ahead: int = 1
+    """Steps sent to the worker beyond the one it executes."""
+    stats_interval_seconds: float = 1.0
+    debug_checks: bool = False
+    """Check every invariant after every tick (slow)."""
+    debug_preempt_every_steps: int = 0
+    """Preempt the newest decoding sequence every so many steps; 0 never."""
+
+    def __post_init__(self) -> None:
+        minima = {
+            "page_size": 1,
+            "max_tokens_per_forward": 1,
+            "max_seqs_per_forward": 1,
+            "scheduling_steps_ahead": 0,
+            "debug_preempt_every_steps": 0,
+        }
+        for name, minimum in minima.items():
+            if getattr(self, name) < minimum:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least {minimum}")
+
+    @property
+    def num_slots(self) -> int:
+        """Sequences that may run at a time; each of them decodes in every step."""
+        return min(self.max_seqs_per_forward, self.max_tokens_per_forward)
+
+    @property
+    def max_steps_in_flight(self) -> int:
+        return self.scheduling_steps_ahead + 1

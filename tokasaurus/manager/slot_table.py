@@ -1,0 +1,140 @@
+"""Hot state of the running sequences: structure of arrays indexed by slot.
+
+Of a sequence with its seat at slot s, tokens [0, num_known[s]) are known here, the KV of tokens
+[0, num_scheduled[s]) is written or will be by steps that are sent, and num_drawn[s] tokens exist
+once those steps have run. While it decodes, num_drawn[s] = num_scheduled[s] + 1.
+
+Token ids of outputs are kept per KV block, so that they are found and freed with it.
+"""
+
+import numpy as np
+
+from tokasaurus.manager.sequence import Sequence
+
+
+class SlotTable:
+    """Seats 0..num_slots-1. Rows of the block table are backed by memory only where written."""
+
+    def __init__(self, num_slots: int, max_blocks: int, num_blocks: int, page_size: int) -> None:
+        self.num_slots = num_slots
+        self.page_size = page_size
+        self.sequences: list[Sequence | None] = [None] * num_slots
+        self.request_ids = np.zeros(num_slots, np.int64)
+        self.epochs = np.zeros(num_slots, np.int64)
+        """Rises when the seat is given back: rows of steps from before are dropped."""
+        self.is_decoding = np.zeros(num_slots, bool)
+        """Takes part in the next step's decodes."""
+        self.num_known = np.zeros(num_slots, np.int32)
+        self.num_scheduled = np.zeros(num_slots, np.int32)
+        self.num_drawn = np.zeros(num_slots, np.int32)
+        self.max_num_tokens = np.zeros(num_slots, np.int32)
+        self.num_blocks = np.zeros(num_slots, np.int32)
+        self.max_num_blocks = np.zeros(num_slots, np.int32)
+        self.capacity = np.zeros(num_slots, np.int32)
+        """Tokens that fit in the table's blocks."""
+        self.last_tokens = np.zeros(num_slots, np.int32)
+        """The newest known output."""
+        self.num_logprobs = np.full(num_slots, -1, np.int32)
+        """`num_top_logprobs` of the request."""
+        self.block_table = np.zeros((num_slots, max_blocks), np.int32)
+        self._block_tokens = np.zeros(num_blocks * page_size, np.int32)
+        """Outputs at the places where their KV is."""
+        self._free_slots = list(range(num_slots - 1, -1, -1))
+
+    @property
+    def num_free_slots(self) -> int:
+        return len(self._free_slots)
+
+    def seat(self, sequence: Sequence, blocks: np.ndarray) -> int:
+        """Give `sequence` a slot and its first blocks."""
+        slot = self._free_slots.pop()
+        sequence.slot = slot
+        self.sequences[slot] = sequence
+        self.request_ids[slot] = sequence.request_id
+        self.is_decoding[slot] = False
+        self.num_known[slot] = self.num_drawn[slot] = sequence.token_ids.size
+        self.num_scheduled[slot] = 0
+        self.max_num_tokens[slot] = sequence.max_num_tokens
+        self.max_num_blocks[slot] = sequence.max_num_blocks(self.page_size)
+        self.num_logprobs[slot] = sequence.request.sampling.num_top_logprobs
+        self.block_table[slot, : blocks.size] = blocks
+        self.num_blocks[slot] = blocks.size
+        self.capacity[slot] = blocks.size * self.page_size
+        return slot
+
+    def unseat(self, slot: int) -> None:
+        """Give the slot back; its block table is no longer valid."""
+        sequence = self.sequences[slot]
+        assert sequence is not None
+        sequence.slot = -1
+        self.sequences[slot] = None
+        self.is_decoding[slot] = False
+        self.epochs[slot] += 1
+        self._free_slots.append(slot)
+
+    def blocks(self, slot: int) -> np.ndarray:
+        """View of the slot's block table."""
+        return self.block_table[slot, : self.num_blocks[slot]]
+
+    def append_blocks(self, slots: np.ndarray, blocks: np.ndarray) -> None:
+        """Append one block to each of these slots' tables, for the token at its end."""
+        self.block_table[slots, self.num_blocks[slots]] = blocks
+        self.num_blocks[slots] += 1
+        self.capacity[slots] += self.page_size
+        # The token may be known already; if it is not, it is written when it arrives.
+        self._block_tokens[blocks * self.page_size] = self.last_tokens[slots]
+
+    def append_tokens(self, slots: np.ndarray, token_ids: np.ndarray) -> None:
+        """One new output for each of these slots is known."""
+        positions = self.num_known[slots]
+        self.num_known[slots] = positions + 1
+        self.last_tokens[slots] = token_ids
+        has_block = positions < self.capacity[slots]
+        if not has_block.all():
+            slots, positions = slots[has_block], positions[has_block]
+            token_ids = token_ids[has_block]
+        columns, offsets = np.divmod(positions, self.page_size)
+        places = self.block_table[slots, columns] * self.page_size + offsets
+        self._block_tokens[places] = token_ids
+
+    def known_tokens(self, slot: int) -> np.ndarray:
+        """int32: all known tokens of the sequence at `slot`."""
+        sequence = self.sequences[slot]
+        assert sequence is not None
+        num_known = int(self.num_known[slot])
+        num_initial = sequence.token_ids.size
+        if num_known == num_initial:
+            return sequence.token_ids
+        token_ids = np.empty(num_known, np.int32)
+        token_ids[:num_initial] = sequence.token_ids
+        positions = np.arange(num_initial, min(num_known, int(self.capacity[slot])))
+        columns, offsets = np.divmod(positions, self.page_size)
+        places = self.block_table[slot, columns] * self.page_size + offsets
+        token_ids[num_initial : num_initial + positions.size] = self._block_tokens[places]
+        token_ids[-1] = self.last_tokens[slot]
+        return token_ids
+
+    def num_tokens_in_flight(self, slot: int) -> int:
+        return int(self.num_drawn[slot] - self.num_known[slot])
+
+    def check_invariants(self) -> None:
+        taken = [s for s, sequence in enumerate(self.sequences) if sequence is not None]
+        assert sorted(taken + self._free_slots) == list(range(self.num_slots))
+        assert not self.is_decoding[self._free_slots].any()
+        for slot in taken:
+            sequence = self.sequences[slot]
+            assert sequence is not None
+            assert sequence.slot == slot
+            known, drawn = int(self.num_known[slot]), int(self.num_drawn[slot])
+            scheduled, capacity = int(self.num_scheduled[slot]), int(self.capacity[slot])
+            assert known <= drawn <= sequence.max_num_tokens
+            assert scheduled <= capacity == self.num_blocks[slot] * self.page_size
+            assert drawn <= max(capacity + 1, sequence.token_ids.size)
+            assert self.num_blocks[slot] <= max(
+                sequence.max_num_blocks(self.page_size),
+                sequence.num_initial_blocks(self.page_size),
+            )
+            if drawn > sequence.token_ids.size:
+                assert drawn == scheduled + 1
+            if self.is_decoding[slot]:
+                assert drawn < sequence.max_num_tokens

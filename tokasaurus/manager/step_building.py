@@ -1,0 +1,114 @@
+"""Turns planned steps into `StepInput`s that hold only what changed, and remembers their rows."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tokasaurus.ipc.messages.to_worker import AddedSlot, StepInput
+from tokasaurus.manager.running_set import RunningSet
+from tokasaurus.manager.scheduler import PrefillChunk, ScheduledStep
+
+_NO_INTS = np.empty(0, np.int32)
+_NO_BOOLS = np.empty(0, bool)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepInFlight:
+    """A step that the worker has: whose tokens its output rows are."""
+
+    step_id: int
+    row_slots: np.ndarray
+    """intp[S]"""
+    row_epochs: np.ndarray
+    """int64[S]: a row counts only if its slot still has this epoch."""
+    num_releases: int
+    """Of the running set when it was planned: no epoch changed while that is the same."""
+    scored_epochs: dict[int, int]
+    """Epoch by slot of the chunks that report prompt log-probabilities."""
+
+
+class StepBuilder:
+    """Writes the deltas between the worker's slot table and the running set."""
+
+    def __init__(self, running: RunningSet) -> None:
+        self._running = running
+        self._sent_decode_slots: np.ndarray = np.empty(0, np.intp)
+        self._num_steps = 0
+
+    @property
+    def num_steps(self) -> int:
+        return self._num_steps
+
+    def build(self, step: ScheduledStep) -> tuple[StepInput, StepInFlight]:
+        running = self._running
+        freed, running.freed_slots = running.freed_slots, []
+        added = [self._added_slot(chunk) for chunk in step.chunks if chunk.is_first]
+        appended_slots, appended_blocks = self._appended(step)
+        decode_slots = step.decode_slots
+        is_new_order = decode_slots is not self._sent_decode_slots and not np.array_equal(
+            decode_slots, self._sent_decode_slots
+        )
+        self._sent_decode_slots = decode_slots
+        chunks = step.chunks
+        step_input = StepInput(
+            step_id=self._num_steps,
+            freed_slots=np.array(freed, np.int32) if freed else _NO_INTS,
+            added_slots=added,
+            appended_slots=appended_slots,
+            appended_blocks=appended_blocks,
+            prefill_slots=np.array([c.slot for c in chunks], np.int32) if chunks else _NO_INTS,
+            prefill_lens=np.array([c.num_tokens for c in chunks], np.int32) if chunks else _NO_INTS,
+            prefill_samples=np.array([c.samples for c in chunks], bool) if chunks else _NO_BOOLS,
+            prefill_ids=_prefill_ids(chunks),
+            decode_slots=decode_slots.astype(np.int32) if is_new_order else None,
+        )
+        in_flight = self._in_flight(step)
+        self._num_steps += 1
+        return step_input, in_flight
+
+    def _added_slot(self, chunk: PrefillChunk) -> AddedSlot:
+        return AddedSlot(
+            slot=chunk.slot,
+            num_cached_tokens=chunk.start,
+            num_prompt_tokens=chunk.sequence.num_prompt_tokens,
+            sampling=chunk.sequence.request.sampling,
+        )
+
+    def _appended(self, step: ScheduledStep) -> tuple[np.ndarray, np.ndarray]:
+        """Tables of the new slots, then the decodes' new blocks."""
+        new = [chunk.slot for chunk in step.chunks if chunk.is_first]
+        appended_slots = step.appended_slots.astype(np.int32)
+        if not new:
+            return appended_slots, step.appended_blocks
+        tables = [self._running.slots.blocks(slot) for slot in new]
+        slots = np.repeat(np.array(new, np.int32), [table.size for table in tables])
+        return (
+            np.concatenate([slots, appended_slots]),
+            np.concatenate([*tables, step.appended_blocks]),
+        )
+
+    def _in_flight(self, step: ScheduledStep) -> StepInFlight:
+        epochs = self._running.slots.epochs
+        row_slots = step.decode_slots
+        sampling = [chunk.slot for chunk in step.chunks if chunk.samples]
+        if sampling:
+            row_slots = np.concatenate([np.array(sampling, np.intp), row_slots])
+        return StepInFlight(
+            step_id=self._num_steps,
+            row_slots=row_slots,
+            row_epochs=epochs[row_slots],
+            num_releases=self._running.num_releases,
+            scored_epochs={
+                chunk.slot: int(epochs[chunk.slot])
+                for chunk in step.chunks
+                if chunk.sequence.request.sampling.num_prompt_logprobs >= 0
+            },
+        )
+
+
+def _prefill_ids(chunks: list[PrefillChunk]) -> np.ndarray:
+    if not chunks:
+        return _NO_INTS
+    return np.concatenate(
+        [c.sequence.token_ids[c.start : c.start + c.num_tokens] for c in chunks], dtype=np.int32
+    )

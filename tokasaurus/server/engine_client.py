@@ -115,9 +115,11 @@ class EngineClient:
             outbox.send(hello)
         self._receiver = asyncio.create_task(self._receive_forever(self._channels))
         waits = [asyncio.create_task(e.wait()) for e in (self._all_ready, self.ended)]
-        await asyncio.wait(waits, timeout=deadline_seconds, return_when=asyncio.FIRST_COMPLETED)
-        for wait in waits:
-            wait.cancel()
+        try:
+            await asyncio.wait(waits, timeout=deadline_seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
         if self.failure is not None:
             raise ProcessFailedError(str(self.failure))
         if not self._all_ready.is_set():

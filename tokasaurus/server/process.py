@@ -14,7 +14,7 @@ import uvloop
 
 from tokasaurus.config.engine_config import EngineConfig
 from tokasaurus.config.model_files import read_model_config, resolve_model
-from tokasaurus.errors import EngineFailedError
+from tokasaurus.errors import EngineFailedError, ProcessFailedError
 from tokasaurus.ipc.addresses import Addresses
 from tokasaurus.ipc.channels import ZmqOutbox
 from tokasaurus.ipc.messages.to_supervisor import Progress, Ready
@@ -145,9 +145,12 @@ async def _run_until_done(
     if not starting.done():
         starting.cancel()
         return
-    if engine.was_told_to_stop:
-        return
-    await starting
+    try:
+        await starting
+    except ProcessFailedError:
+        if engine.was_told_to_stop:
+            return
+        raise
     gc.collect()
     gc.freeze()  # what is there now stays; later collections need not look at it
     try:

@@ -75,6 +75,8 @@ class EngineConfig(StrictConfig):
     """Processes that are still there this long after being asked to stop are killed."""
     debug_checks: bool = False
     """Verify the managers' data structures after every step; slow."""
+    debug_preempt_every_steps: int = 0
+    """Preempt the newest decoding sequence every so many steps, to test that; 0: never."""
 
     @property
     def public_model_name(self) -> str:
@@ -135,4 +137,5 @@ _LEAST = {
     "dp_size": 1,
     "pp_size": 1,
     "tp_size": 1,
+    "debug_preempt_every_steps": 0,
 }

@@ -61,6 +61,8 @@ class OutputHandler:
         ends = np.flatnonzero(is_end)
         if ends.size and (token_ids[ends] < 0).any():
             ends, row_slots, token_ids = self._fail_broken(ends, row_slots, token_ids)
+            if not row_slots.size:
+                return
         slots.append_tokens(row_slots, token_ids)
         self._parts.append((slots.request_ids[row_slots], token_ids))
         self.num_output_tokens += token_ids.size

@@ -31,6 +31,11 @@ class PrefixTree:
     def __len__(self) -> int:
         return len(self._children)
 
+    @property
+    def num_heap_entries(self) -> int:
+        """Candidates for eviction, those that are out of date included."""
+        return len(self._evictable)
+
     def match(self, salt: str, token_bytes: bytes, max_blocks: int) -> list[int]:
         """Longest path from the root whose nodes hold the first of these tokens."""
         children, stride = self._children, self._stride

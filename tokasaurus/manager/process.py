@@ -93,4 +93,5 @@ def settings_from_config(
         max_seqs_per_forward=config.max_seqs_per_forward,
         scheduling_steps_ahead=steps_ahead,
         debug_checks=config.debug_checks,
+        debug_preempt_every_steps=config.debug_preempt_every_steps,
     )

@@ -1,7 +1,7 @@
 """A worker without a model: mirrors the slot table, checks every delta, draws hashes for tokens.
 
-Its KV cache holds, per place, a hash of all tokens up to it. What a sequence reads is compared to
-what its own tokens hash to, so a block that is shared, reused or evicted wrongly shows at once.
+Its KV cache holds, per place, a token and the hash of all tokens up to it. What a sequence reads
+must chain up to its own hash, so a block that is shared, reused or evicted wrongly shows at once.
 """
 
 import zlib
@@ -62,7 +62,7 @@ class SimulatedWorker:
         self.broken_seeds = broken_seeds
         self.num_prefill_tokens = 0
         self.max_step_tokens = 0
-        self._kv: list[list[int | None]] = [[None] * page_size for _ in range(num_blocks)]
+        self._kv: list[list[tuple[int, int]]] = [[(0, 0)] * page_size for _ in range(num_blocks)]
         self._slots: dict[int, _Slot] = {}
         self._decode_order: list[int] = []
         self._next_step = 0
@@ -82,8 +82,8 @@ class SimulatedWorker:
         runs = self._runs(step, decodes)
         for slot, _, token_ids, _ in runs:
             self._write(slot, token_ids)
-        for slot, start, _, _ in runs:
-            self._check_reads(slot, start)
+        for slot, *_ in runs:
+            self._check_reads(slot)
         return self._output(step, runs)
 
     def _apply_deltas(self, step: StepInput) -> None:
@@ -128,25 +128,27 @@ class SimulatedWorker:
         """Write KV. A cached prefix is taken over as it stands when the slot's turn comes."""
         state = self._slots[slot]
         if state.num_tokens == 0 and state.num_cached:
-            value = self._place(state, state.num_cached - 1)
-            assert value is not None, "the cached prefix was never written"
-            state.num_tokens, state.value = state.num_cached, value
+            _, state.value = self._place(state, state.num_cached - 1)
+            state.num_tokens = state.num_cached
         for token_id in token_ids:
             state.value = chain(state.value, token_id)
             position = state.num_tokens
             block = state.table[position // self.page_size]
-            self._kv[block][position % self.page_size] = state.value
+            self._kv[block][position % self.page_size] = (token_id, state.value)
             state.num_tokens += 1
 
-    def _place(self, state: _Slot, position: int) -> int | None:
+    def _place(self, state: _Slot, position: int) -> tuple[int, int]:
         return self._kv[state.table[position // self.page_size]][position % self.page_size]
 
-    def _check_reads(self, slot: int, start: int) -> None:
-        """All KV of the step is written now: the slot's last place must still be its own."""
+    def _check_reads(self, slot: int) -> None:
+        """All KV of the step is written now: every place of the slot must be its own."""
         state = self._slots[slot]
-        assert self._place(state, state.num_tokens - 1) == state.value
-        if start:
-            assert self._place(state, start - 1) is not None
+        value = 0
+        for position in range(state.num_tokens):
+            token_id, stored = self._place(state, position)
+            value = chain(value, token_id)
+            assert stored == value, f"slot {slot} reads foreign KV at {position}"
+        assert value == state.value
 
     def _output(self, step: StepInput, runs: list[tuple[int, int, list[int], bool]]) -> StepOutput:
         tokens: list[int] = []

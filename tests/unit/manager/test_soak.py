@@ -1,0 +1,117 @@
+"""Thousands of random requests: whatever happens, tokens are right and nothing is left behind."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.unit.manager.harness import Harness, make_request
+from tokasaurus.manager.onboarding import ReserveAllTokens, ReserveKnownTokens
+
+
+def _soak(harness: Harness, rng: np.random.Generator, num_requests: int) -> None:
+    """Submit in bursts, cancel at random, hold worker outputs back at random."""
+    prefixes = [rng.integers(0, 50, rng.integers(1, 30)).tolist() for _ in range(5)]
+    submitted = 0
+    while submitted < num_requests or len(harness.finished) < len(harness.requests):
+        if submitted < num_requests and rng.random() < 0.5:
+            burst = min(int(rng.integers(1, 12)), num_requests - submitted)
+            for _ in range(burst):
+                harness.submit(_random_request(rng, prefixes, submitted))
+                submitted += 1
+        if rng.random() < 0.3 and submitted:
+            harness.cancel(
+                *(rng.integers(0, submitted, 2) | (rng.integers(0, 2, 2) << 48)).tolist()
+            )
+        harness.tick(int(rng.integers(0, 4)))
+    for _ in range(10):
+        harness.tick(10)
+
+
+def _random_request(rng: np.random.Generator, prefixes: list[list[int]], index: int):
+    prompt = [*prefixes[rng.integers(5)], *rng.integers(0, 50, rng.integers(0, 9)).tolist()]
+    return make_request(
+        index,
+        prompt,
+        int(rng.integers(1, 40)),
+        server=int(rng.integers(0, 2)),
+        seed=int(rng.integers(0, 6)),
+        stop=tuple(rng.integers(0, 60, rng.integers(0, 3)).tolist()),
+        priority=int(rng.integers(0, 2)),
+        salt="ab"[rng.integers(2)],
+        num_top_logprobs=int(rng.integers(-1, 2)),
+        num_prompt_logprobs=int(rng.integers(-3, 2)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("seed", "steps_ahead", "interval", "mixed_batches", "overcommits"),
+    [
+        (0, 1, 0, True, False),
+        (1, 0, 3, True, False),
+        (2, 2, 4, True, True),
+        (3, 1, 0, True, True),
+        (4, 3, 2, False, True),
+        (5, 1, 7, False, False),
+    ],
+)
+def test_soak(
+    seed: int, steps_ahead: int, interval: int, mixed_batches: bool, overcommits: bool
+) -> None:
+    harness = Harness(
+        num_blocks=40,
+        page_size=3,
+        num_servers=2,
+        policy=ReserveKnownTokens() if overcommits else ReserveAllTokens(),
+        mixed_batches=mixed_batches,
+        broken_seeds=frozenset({5}),
+        scheduling_steps_ahead=steps_ahead,
+        max_tokens_per_forward=24,
+        max_seqs_per_forward=10,
+        debug_preempt_every_steps=interval,
+    )
+    _soak(harness, np.random.default_rng(seed), 400)
+    harness.check_tokens()
+    harness.check_empty()
+    reasons = {finished.reason for finished in harness.finished.values()}
+    assert reasons == {"stop", "length", "cancelled", "error"}
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    page_size=st.integers(1, 9),
+    num_blocks=st.integers(30, 80),
+    steps_ahead=st.integers(0, 4),
+    interval=st.integers(0, 5),
+    num_slots=st.integers(1, 12),
+    budget=st.integers(1, 60),
+    mixed_batches=st.booleans(),
+    overcommits=st.booleans(),
+)
+def test_any_settings(
+    seed: int,
+    page_size: int,
+    num_blocks: int,
+    steps_ahead: int,
+    interval: int,
+    num_slots: int,
+    budget: int,
+    mixed_batches: bool,
+    overcommits: bool,
+) -> None:
+    harness = Harness(
+        num_blocks=num_blocks,
+        page_size=page_size,
+        num_servers=2,
+        policy=ReserveKnownTokens() if overcommits else ReserveAllTokens(),
+        mixed_batches=mixed_batches,
+        scheduling_steps_ahead=steps_ahead,
+        max_tokens_per_forward=budget,
+        max_seqs_per_forward=num_slots,
+        debug_preempt_every_steps=interval,
+    )
+    _soak(harness, np.random.default_rng(seed), 25)
+    harness.check_tokens()
+    harness.check_empty()
+    assert harness.worker.max_step_tokens <= budget

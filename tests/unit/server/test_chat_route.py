@@ -195,6 +195,7 @@ def test_tool_calls_of_earlier_turns_reach_the_template_as_objects() -> None:
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_completion_tokens": 0}, "max_completion_tokens"),
         ({"max_completion_tokens": -4}, "max_completion_tokens"),
+        ({"max_completion_tokens": -4, "max_tokens": 5}, "max_completion_tokens"),
         ({"max_completion_tokens": 5, "max_tokens": 6}, "max_tokens"),
         ({"max_tokens": 64}, "max_tokens"),
         ({"logprobs": 1}, "logprobs"),

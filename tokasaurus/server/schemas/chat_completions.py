@@ -56,15 +56,15 @@ class ChatCompletionRequest(SamplingFields):
             for name in ("max_completion_tokens", "max_tokens")
             if (value := getattr(self, name)) is not None
         }
+        for name, value in limits.items():
+            if value < 1:
+                raise InvalidRequestError(f"{name!r} must be at least 1, not {value}.", param=name)
+            values["max_tokens"] = value
         if len(set(limits.values())) > 1:
             raise InvalidRequestError(
                 "'max_tokens' and 'max_completion_tokens' differ; give only the latter.",
                 param="max_tokens",
             )
-        for name, value in limits.items():
-            if value < 1:
-                raise InvalidRequestError(f"{name!r} must be at least 1, not {value}.", param=name)
-            values["max_tokens"] = value
         return SamplingParams(**values)
 
     def _num_logprobs(self) -> int | None:

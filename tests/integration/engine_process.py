@@ -34,6 +34,7 @@ class EngineProcess:
             stderr=subprocess.STDOUT,
             text=True,
             env={**os.environ, **self.environment},
+            process_group=0,  # as a shell does it
         )
         self._news: queue.Queue[str | None] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)

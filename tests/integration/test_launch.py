@@ -83,9 +83,25 @@ def test_ping_without_a_server(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_interrupt_stops_cleanly(launch: Callable[..., EngineProcess]) -> None:
     engine = launch()
-    os.killpg(os.getpgid(engine.children()["server0"].pid), signal.SIGINT)  # as from a terminal
-    engine.popen.send_signal(signal.SIGINT)
+    os.killpg(engine.popen.pid, signal.SIGINT)  # what Ctrl-C does
     assert engine.wait() == 0, engine.output
+    assert "Traceback" not in engine.output
+
+
+def test_stuck_process_is_killed_in_the_end(launch: Callable[..., EngineProcess]) -> None:
+    engine = launch("shutdown_timeout_seconds=0.5")
+    engine.children()["worker0.0"].suspend()
+    assert engine.stop(signal.SIGTERM, timeout_seconds=30) == 0
+
+
+def test_second_interrupt_kills_at_once(launch: Callable[..., EngineProcess]) -> None:
+    engine = launch("shutdown_timeout_seconds=1000")
+    children = engine.children()
+    children["worker0.0"].suspend()
+    engine.popen.send_signal(signal.SIGINT)
+    psutil.wait_procs([children["server0"], children["manager0"]], timeout=30)
+    assert engine.popen.poll() is None
+    assert engine.stop(signal.SIGINT, timeout_seconds=30) == 0
 
 
 def test_interrupt_while_starting(launch: Callable[..., EngineProcess]) -> None:

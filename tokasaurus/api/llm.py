@@ -57,6 +57,7 @@ class LLM:
                 loop.call_soon(client.fail, EngineFailedError(reason))
 
         resources = contextlib.ExitStack()
+        resources.callback(loop.close)
         self._finalizer = weakref.finalize(self, resources.close)
         self._loop = loop
         try:
@@ -67,7 +68,6 @@ class LLM:
                 show_progress=show_progress,
             )
             resources.callback(engine.close)
-            resources.callback(loop.close)
             self.config = engine.config
             folder = resolve_model(self.config.model)
             tokenizer_folder = Path(self.config.tokenizer or folder).expanduser()

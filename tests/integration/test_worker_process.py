@@ -52,6 +52,7 @@ def test_worker_answers_steps(addresses: Addresses) -> None:
     supervisor: ZmqInbox[ToSupervisor] = ZmqInbox(addresses.supervisor(), ToSupervisor)
     config = EngineConfig()
     config.cpu_threads = 1
+    config.attention_backend = "torch"
     config.kv_cache_num_tokens = 1024
     process = start(config, addresses)
     worker = ZmqOutbox(addresses.worker(0, 0))
@@ -92,6 +93,7 @@ def test_worker_answers_steps(addresses: Addresses) -> None:
 def test_cache_that_does_not_fit_ends_the_worker(addresses: Addresses) -> None:
     config = EngineConfig()
     config.cpu_threads = 1
+    config.attention_backend = "torch"
     config.kv_cache_num_tokens = 10**12
     process = start(config, addresses)
     process.join(TIMEOUT_SECONDS)

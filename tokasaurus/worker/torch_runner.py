@@ -81,7 +81,7 @@ class TorchRunner:
     def capabilities(self) -> RunnerCapabilities:
         return RunnerCapabilities(
             mixed_batches=True,
-            hydragen=getattr(self._backend, "supports_hydragen", False),
+            hydragen=self._backend.supports_hydragen,
             async_steps=self._device.type != "cpu",
         )
 
@@ -126,7 +126,7 @@ class TorchRunner:
         for i, step in enumerate(steps):
             progress(i / len(steps), f"{len(step.prefill_ids)} tokens prefill")
             self.execute(step).result()
-        self._backend.allocate(0)
+        self._backend.allocate(1)  # the warm-up's cache must not count as used
         self._num_blocks = choose_num_blocks(
             KVRequest(
                 num_tokens=settings.kv_cache_num_tokens,

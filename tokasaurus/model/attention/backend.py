@@ -68,6 +68,8 @@ class AttentionBackend(Protocol):
     """
 
     name: str
+    supports_hydragen: bool
+    """`AttentionBatch.hydragen_groups` are computed once, not ignored."""
 
     def allocate(self, num_blocks: int) -> None:
         """Allocate the KV cache for `num_blocks` blocks, replacing an earlier one."""

@@ -5,6 +5,7 @@ B rows of one tile, Q queries per row, L keys per row. Scores, softmax and sums 
 if the cache is).
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -63,10 +64,7 @@ class TorchBackend:
         self._caches.clear()
         for layer in self._layers:
             shape = (num_blocks, self._page_size, layer.num_kv_heads, layer.head_dim)
-            key, value = (
-                torch.zeros(shape, dtype=self._dtype, device=self._device) for _ in range(2)
-            )
-            self._caches[layer.index] = (key, value)
+            self._caches[layer.index] = (self._zeros(shape), self._zeros(shape))
 
     def kv_bytes_per_block(self) -> int:
         elements = sum(layer.num_kv_heads * layer.head_dim for layer in self._layers)
@@ -231,6 +229,13 @@ class TorchBackend:
 
     def _max_keys_per_tile(self) -> int:
         return max(16, _MAX_GATHERED // self._most_elements_per_key)
+
+    def _zeros(self, shape: tuple[int, ...]) -> torch.Tensor:
+        """On a CPU, memory that the system zeroes on first touch: unused blocks take none."""
+        if self._device.type != "cpu":
+            return torch.zeros(shape, dtype=self._dtype, device=self._device)
+        raw = np.zeros(math.prod(shape) * self._dtype.itemsize, np.uint8)
+        return torch.from_numpy(raw).view(self._dtype).view(shape)
 
     def _sees_whole_prefix(self, batch: AttentionBatch, group: HydragenGroup, window: int) -> bool:
         first = batch.num_prefill_rows + group.first_row

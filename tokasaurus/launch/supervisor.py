@@ -198,7 +198,7 @@ class Supervisor:
     def _wait_for_end(self, seconds: float, *, give_up_on_kill: bool = True) -> bool:
         """Whether all children ended within the time, and before `kill` was called."""
         deadline = time.monotonic() + seconds
-        while any(child.exit_code is None for child in self._children):
+        while None in [child.exit_code for child in self._children]:  # asks all: reaps the ended
             if give_up_on_kill and self._kill_requested.is_set():
                 return False
             if time.monotonic() > deadline:

@@ -28,6 +28,19 @@ class _Kind:
         return cls(layer.num_kv_heads, group_size, layer.sliding_window or 0)
 
 
+@dataclass(slots=True, frozen=True, kw_only=True)
+class StackArguments:
+    """What the fused decoder needs of a planned step; lists are over all layers."""
+
+    slot_mapping: torch.Tensor
+    block_ids: torch.Tensor
+    caches: list[torch.Tensor]
+    """K and V of each layer"""
+    plans: list[torch.Tensor]
+    """items, merges and parts of each layer"""
+    partial_rows: list[int]
+
+
 class CpuBackend:
     """`AttentionBackend` over one K and one V tensor per layer, block by block."""
 
@@ -48,9 +61,9 @@ class CpuBackend:
             raise ConfigError(f"the CPU kernels don't run on {device.type}")
         if dtype not in (torch.bfloat16, torch.float32):
             raise ConfigError(f"the CPU kernels take bfloat16 and float32, not {dtype}")
-        self._kernels = load_kernels(flavour)
+        self.kernels = load_kernels(flavour)
+        self.page_size = page_size
         self._layers = layers
-        self._page_size = page_size
         self._dtype = dtype
         self._kinds = {layer.index: _Kind.of(layer) for layer in layers}
         self._sinks = {
@@ -83,13 +96,13 @@ class CpuBackend:
         )
         arrays = [_int32(x) for x in (batch.query_lens, batch.kv_lens, batch.block_indptr)]
         self._plans = {
-            kind: self._kernels.ops.attention_plan(
+            kind: self.kernels.ops.attention_plan(
                 *arrays,
                 batch.num_prefill_rows,
                 torch.from_numpy(groups),
                 kind.num_kv_heads,
                 kind.group_size,
-                self._page_size,
+                self.page_size,
                 kind.window,
             )
             for kind in set(self._kinds.values())
@@ -99,7 +112,7 @@ class CpuBackend:
         self, q_TNH: torch.Tensor, k_TKH: torch.Tensor, v_TKH: torch.Tensor, layer: AttentionLayer
     ) -> torch.Tensor:
         k_cache, v_cache = self._caches[layer.index]
-        return self._kernels.ops.attention(
+        return self.kernels.ops.attention(
             q_TNH,
             k_TKH,
             v_TKH,
@@ -107,7 +120,7 @@ class CpuBackend:
             self._block_ids,
             k_cache,
             v_cache,
-            self._page_size,
+            self.page_size,
             layer.scale,
             layer.logit_softcap or 0.0,
             layer.sliding_window or 0,
@@ -115,10 +128,21 @@ class CpuBackend:
             *self._plans[self._kinds[layer.index]],
         )
 
+    def stack_arguments(self) -> StackArguments:
+        """The planned step, for kernels that run all layers at once."""
+        plans = [self._plans[self._kinds[layer.index]] for layer in self._layers]
+        return StackArguments(
+            slot_mapping=self._slot_mapping,
+            block_ids=self._block_ids,
+            caches=[cache for layer in self._layers for cache in self._caches[layer.index]],
+            plans=[tensor for plan in plans for tensor in plan[:3]],
+            partial_rows=[plan[3] for plan in plans],
+        )
+
     def _block_elements(self, layer: AttentionLayer) -> tuple[int, int]:
         """Elements of one block's K and of its V."""
-        return self._kernels.ops.cache_block_sizes(
-            layer.num_kv_heads, layer.head_dim, self._page_size, self._dtype
+        return self.kernels.ops.cache_block_sizes(
+            layer.num_kv_heads, layer.head_dim, self.page_size, self._dtype
         )
 
     def _zeros(self, num_blocks: int, block_elements: int) -> torch.Tensor:

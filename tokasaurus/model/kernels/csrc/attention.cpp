@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "attention_cache.h"
+#include "rotary.h"
 #include "parallel.h"
 
 namespace toka {
@@ -349,23 +350,38 @@ class Worker {
 template <class T>
 thread_local Scratch Worker<T>::scratch_;
 
+// Rotates one token's q and k if asked, and writes its k and v to their slot.
+template <class T>
+void append(const AttentionCall& call, int64_t token, T* rotated) {
+  const CacheShape& shape = call.cache;
+  const bool rotates = call.rotary.table != nullptr;
+  if (rotates) {
+    T* q = static_cast<T*>(call.q) + token * call.q_stride;
+    for (int64_t head = 0; head < call.num_heads; head++, q += shape.head_dim)
+      rotate_head(call.rotary, call.rotary.q_norm, token, shape.head_dim, q, q);
+  }
+  const T* k = static_cast<const T*>(call.k) + token * call.k_stride;
+  const T* v = static_cast<const T*>(call.v) + token * call.v_stride;
+  for (int64_t head = 0; head < shape.num_kv_heads; head++) {
+    if (rotates) rotate_head(call.rotary, call.rotary.k_norm, token, shape.head_dim, k, rotated);
+    append_token(shape, rotates ? rotated : k, v, static_cast<T*>(call.k_cache),
+                 static_cast<T*>(call.v_cache), call.slot_mapping[token], head);
+    k += shape.head_dim;
+    v += shape.head_dim;
+  }
+}
+
 template <class T>
 void run(const AttentionCall& call) {
   thread_local Scratch scratch;
   float* partials = nullptr;
   if (call.partial_rows > 0)
     partials = scratch.get<float>(call.partial_rows * (call.cache.padded_head_dim() + 16));
-  const int64_t heads = call.cache.num_kv_heads;
   parallel_region(call.threads, [&](Team& team) {
-    team.pieces(call.num_tokens * heads, 4 * heads, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; i++) {
-        const int64_t token = i / heads, head = i % heads;
-        append_token(call.cache,
-                     static_cast<const T*>(call.k) + token * call.k_stride + head * call.cache.head_dim,
-                     static_cast<const T*>(call.v) + token * call.v_stride + head * call.cache.head_dim,
-                     static_cast<T*>(call.k_cache), static_cast<T*>(call.v_cache),
-                     call.slot_mapping[token], head);
-      }
+    team.pieces(call.num_tokens, 4, [&](int64_t first, int64_t last) {
+      thread_local Scratch head;
+      T* rotated = head.get<T>(call.cache.padded_head_dim());
+      for (int64_t token = first; token < last; token++) append(call, token, rotated);
     });
     team.barrier();
     Worker<T> worker(call);

@@ -58,8 +58,18 @@ struct Plan {
 
 Plan plan_attention(const PlanRequest& request);
 
+// What happens to a step's q and k before they are used.
+struct Rotary {
+  const void* table = nullptr;  // [positions, dim]: cosines, then sines, in the cache's type
+  const int64_t* positions = nullptr;
+  int64_t dim = 0;  // elements of a head that are rotated
+  const float *q_norm = nullptr, *k_norm = nullptr;  // [H]: RMS norm of each head first; or null
+  float norm_eps = 0;
+};
+
 struct AttentionCall {
-  const void *q, *k, *v;  // [T, heads, H] in the cache's type
+  void* q;            // [T, heads, H] in the cache's type; rotated in place if there is a table
+  const void *k, *v;  // [T, KV heads, H]
   int64_t q_stride, k_stride, v_stride;  // elements between tokens; heads are contiguous
   void* out;                             // [T, heads, H], contiguous
   int64_t num_tokens, num_heads;
@@ -67,6 +77,7 @@ struct AttentionCall {
   const int32_t* block_ids;
   void *k_cache, *v_cache;
   CacheShape cache;
+  Rotary rotary;
   float scale, softcap;  // softcap 0: none
   int64_t window;        // 0: none
   const float* sinks;    // [heads] or null

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "norm.h"
 #include "parallel.h"
 
 namespace toka {
@@ -64,47 +65,18 @@ template <class T, class A>
 void prepare_row(const LinearCall& call, int64_t row, A* out, int64_t padded) {
   const T* x = static_cast<const T*>(call.x) + row * call.x_stride;
   const int64_t K = call.in_features;
-  float factor = 1.0f;
   if (call.norm_weight != nullptr) {
-    F sum{};
-    float tail = 0;
-    int64_t k = 0;
-    for (; k + W <= K; k += W) {
-      const F v = load(x + k);
-      sum += v * v;
-    }
-    for (; k < K; k++) tail += to_float(x[k]) * to_float(x[k]);
-    factor = 1.0f / std::sqrt((reduce_add(sum) + tail) / float(K) + call.norm_eps);
+    thread_local Scratch scratch;
+    T* normalized = std::is_same<T, A>::value ? reinterpret_cast<T*>(out) : scratch.get<T>(K);
+    normalize_row(x, K, call.norm_eps, call.norm_weight, normalized);
+    x = normalized;
   }
-  // The reference rounds the normalised row to the model's type before the weight: so do we.
-  const float* weight = call.norm_weight;
   int64_t k = 0;
-  for (; k + W <= K; k += W) {
-    F v = load(x + k) * factor;
-    if (weight != nullptr) {
-      if (std::is_same<T, bf16>::value) {
-        bf16 rounded[W];
-        store(rounded, v);
-        v = load(rounded) * load(weight + k);
-        store(rounded, v);
-        v = load(rounded);
-      } else {
-        v *= load(weight + k);
-      }
-    }
-    store(out + k, v);
+  if (static_cast<const void*>(x) != out) {
+    for (; k + W <= K; k += W) store(out + k, load(x + k));
+    for (; k < K; k++) assign(out + k, to_float(x[k]));
   }
-  for (; k < K; k++) {
-    float v = to_float(x[k]) * factor;
-    if (weight != nullptr) {
-      T rounded;
-      assign(&rounded, v);
-      assign(&rounded, to_float(rounded) * weight[k]);
-      v = to_float(rounded);
-    }
-    assign(out + k, v);
-  }
-  for (; k < padded; k++) assign(out + k, 0.0f);
+  for (k = K; k < padded; k++) assign(out + k, 0.0f);
 }
 
 // Columns of a tile that exist, bias, residual and the conversion to the output's type.

@@ -1,0 +1,44 @@
+// All layers of a decoder in one call: RMS norm, attention, RMS norm, gated MLP, with residuals.
+//
+// One call per step leaves nothing between the kernels of a layer: no allocation, no dispatch.
+#pragma once
+
+#include <vector>
+
+#include "attention.h"
+#include "linear.h"
+
+namespace toka {
+
+struct StackLayer {
+  const void *qkv, *out, *gate_up, *down;  // packed
+  const float *qkv_bias, *out_bias, *gate_up_bias, *down_bias;  // or null
+  const float *attention_norm, *mlp_norm;
+  const float *q_norm, *k_norm, *sinks;  // or null
+  void *k_cache, *v_cache;
+  float scale, softcap;
+  int64_t window;
+  const Item* items;
+  int64_t num_items;
+  const Merge* merges;
+  int64_t num_merges;
+  const int32_t* parts;
+  int64_t partial_rows;
+};
+
+struct StackCall {
+  void* hidden;  // [T, D]: in: embeddings; out: the sum of all layers, normalised
+  int64_t num_tokens, hidden_size, intermediate_size, num_heads;
+  const float* final_norm;
+  float norm_eps;
+  CacheShape cache;
+  Rotary rotary;
+  const int64_t* slot_mapping;
+  const int32_t* block_ids;
+  std::vector<StackLayer> layers;
+  int threads;
+};
+
+void run_stack(const StackCall& call);
+
+}  // namespace toka

@@ -1,0 +1,134 @@
+"""A native decoder whose layers all run in one call of the CPU kernels.
+
+For the shape that most families have: RMS norms, attention then gated SiLU MLP. The weights move
+out of the decoder into their packed form, so that memory holds them once.
+
+Shapes: T tokens, S sampled rows, D hidden size, V vocabulary.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tokasaurus.model.attention.backend import AttentionBackend, AttentionLayer
+from tokasaurus.model.attention.cpu_backend import CpuBackend
+from tokasaurus.model.decoder import Attention, Decoder, DecoderLayer, GatedMLP
+from tokasaurus.model.kernels.linear import PackedLinear
+from tokasaurus.model.kernels.loader import Kernels
+from tokasaurus.model.layers.linear import Linear
+from tokasaurus.model.layers.norm import RMSNorm
+
+
+class FusedDecoder:
+    """`CausalModel` over a `Decoder`'s weights; runs with the `CpuBackend` it was made for."""
+
+    def __init__(self, decoder: Decoder, kernels: Kernels) -> None:
+        """Takes the weights out of `decoder`, which can't be run afterwards."""
+        assert can_fuse(decoder), decoder.path
+        self.attention_layers: tuple[AttentionLayer, ...] = decoder.attention_layers
+        self.vocab_size = decoder.vocab_size
+        self.max_model_len = decoder.max_model_len
+        self.dtype = decoder.dtype
+        self.path = f"{decoder.path}, fused CPU kernels"
+        self._kernels = kernels
+        self._rotary_table = decoder.rotary.table_LR
+        self._final_norm = _floats(decoder.norm.weight)
+        first = decoder.layers[0]
+        assert isinstance(first, DecoderLayer)
+        self._norm_eps = first.attention_norm.eps
+        qkv = first.attention.qkv
+        self._sizes = (qkv.num_heads, qkv.num_kv_heads, qkv.head_dim)
+        self._intermediate_size = first.mlp.down.weight.shape[1]
+        self._weights: list[torch.Tensor] = []
+        for layer in decoder.layers:
+            assert isinstance(layer, DecoderLayer)
+            self._weights += _pack_layer(layer, kernels)
+        self._head = PackedLinear(kernels, decoder.head.weight, None, float_output=True)
+        self._embedding: torch.Tensor | None = None
+        if not decoder.head.is_tied:
+            self._embedding = decoder.embedding.weight.detach()
+        _release(decoder.head)
+        self._scales = [layer.scale for layer in self.attention_layers]
+        self._softcaps = [layer.logit_softcap or 0.0 for layer in self.attention_layers]
+        self._windows = [layer.sliding_window or 0 for layer in self.attention_layers]
+
+    def forward(
+        self, input_ids_T: torch.Tensor, positions_T: torch.Tensor, attention: AttentionBackend
+    ) -> torch.Tensor:
+        assert isinstance(attention, CpuBackend), attention.name
+        hidden_TD = self._embed(input_ids_T)
+        step = attention.stack_arguments()
+        self._kernels.ops.decoder_stack(
+            hidden_TD,
+            positions_T,
+            self._rotary_table,
+            step.slot_mapping,
+            step.block_ids,
+            self._weights,
+            step.caches,
+            step.plans,
+            step.partial_rows,
+            self._scales,
+            self._softcaps,
+            self._windows,
+            self._final_norm,
+            self._norm_eps,
+            *self._sizes,
+            self._intermediate_size,
+            attention.page_size,
+        )
+        return hidden_TD
+
+    def logits(self, hidden_SD: torch.Tensor) -> torch.Tensor:
+        return self._head(hidden_SD)
+
+    def _embed(self, ids_T: torch.Tensor) -> torch.Tensor:
+        if self._embedding is None:
+            return self._head.rows(ids_T)
+        return F.embedding(ids_T, self._embedding)
+
+
+def can_fuse(decoder: Decoder) -> bool:
+    """Whether every layer has the shape that the stack computes."""
+    return isinstance(decoder.norm, RMSNorm) and all(
+        isinstance(layer, DecoderLayer)
+        and not layer.is_parallel
+        and isinstance(layer.attention_norm, RMSNorm)
+        and isinstance(layer.mlp_norm, RMSNorm)
+        and isinstance(layer.mlp, GatedMLP)
+        and layer.mlp.activation is F.silu
+        for layer in decoder.layers
+    )
+
+
+def _pack_layer(layer: DecoderLayer, kernels: Kernels) -> list[torch.Tensor]:
+    """The layer's tensors in the order of binding_stack.cpp; its own weights are freed."""
+    attention, mlp = layer.attention, layer.mlp
+    packed, biases = [], []
+    for linear in (attention.qkv, attention.out, mlp.gate_up, mlp.down):
+        kernel = PackedLinear(kernels, linear.weight, linear.bias, gated=linear is mlp.gate_up)
+        packed.append(kernel.packed)
+        biases.append(torch.empty(0) if kernel.bias is None else kernel.bias)
+        _release(linear)
+    norms = [_floats(layer.attention_norm.weight), _floats(layer.mlp_norm.weight)]
+    return [*packed, *biases, *norms, *_head_norms(attention), _sinks(attention.layer)]
+
+
+def _head_norms(attention: Attention) -> list[torch.Tensor]:
+    if not attention.has_qk_norm:
+        return [torch.empty(0), torch.empty(0)]
+    return [_floats(attention.q_norm.weight), _floats(attention.k_norm.weight)]
+
+
+def _sinks(layer: AttentionLayer) -> torch.Tensor:
+    return torch.empty(0) if layer.sinks_N is None else _floats(layer.sinks_N)
+
+
+def _floats(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().float().contiguous()
+
+
+def _release(linear: Linear) -> None:
+    """Give the plain weight's memory back."""
+    assert isinstance(linear.weight, nn.Parameter)
+    linear.weight.data = linear.weight.data.new_empty(0)

@@ -38,6 +38,8 @@ class EngineConfig(StrictConfig):
     """Where the model runs; auto: a GPU if there is one."""
     attention_backend: str = "auto"
     """Attention implementation, such as torch, cpu or flashinfer; auto: the fastest that works."""
+    cpu_kernels: bool = True
+    """On a CPU, compute with our own C++ kernels, which are compiled once per machine."""
     model_path: Literal["auto", "native", "transformers"] = "auto"
     """Code that runs the model; auto: native if it knows the architecture, else transformers."""
     load_format: Literal["auto", "safetensors", "dummy"] = "auto"

@@ -68,6 +68,7 @@ def build_runner(config: EngineConfig, dp_rank: int) -> ModelRunner:
     settings = RunnerSettings(
         device=device,
         attention_backend=config.attention_backend,
+        cpu_kernels=config.cpu_kernels,
         page_size=config.page_size,
         kv_cache_num_tokens=config.kv_cache_num_tokens,
         kv_cache_memory_fraction=config.kv_cache_memory_fraction,
@@ -104,10 +105,22 @@ def place_threads(cpu_threads: int | None, dp_rank: int, dp_size: int) -> None:
     _logger.info("computing with %d threads", torch.get_num_threads())
 
 
+def choose_dtype(dtype: str, device: torch.device) -> str:
+    """ "auto" stays (the checkpoint's own), except on a CPU without instructions for 16-bit floats:
+    there float32 is about 20 times as fast.
+    """
+    if dtype != "auto" or device.type != "cpu":
+        return dtype
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return dtype
+    _logger.info("this CPU has no instructions for 16-bit floats: computing in float32")
+    return "float32"
+
+
 def _load(config: EngineConfig, device: torch.device, progress: Progress) -> CausalModel:
     return load_model(
         resolve_model(config.model),
-        dtype=config.dtype,
+        dtype=choose_dtype(config.dtype, device),
         device=device,
         model_path=config.model_path,
         load_format=config.load_format,

@@ -14,6 +14,7 @@ from tokasaurus.ipc.messages.to_manager import RunnerCapabilities, StepOutput
 from tokasaurus.ipc.messages.to_worker import StepInput
 from tokasaurus.model.attention.backend import AttentionBackend, CausalModel
 from tokasaurus.model.attention.registry import create_backend
+from tokasaurus.model.kernels.install import with_cpu_kernels
 from tokasaurus.model.sampling.sampler import SampledTokens, sample
 from tokasaurus.worker.device_batch import BatchBuilder, DeviceBatch
 from tokasaurus.worker.memory import KVRequest, choose_num_blocks, free_device_bytes
@@ -34,6 +35,7 @@ class RunnerSettings:
 
     device: torch.device
     attention_backend: str = "auto"
+    cpu_kernels: bool = True
     page_size: int = 16
     kv_cache_num_tokens: int | None = None
     kv_cache_memory_fraction: float = 0.8
@@ -104,14 +106,22 @@ class TorchRunner:
 
     def load(self, progress: Progress) -> None:
         self._model = self._load_model(progress)
+        progress(1.0, f"attention backend {self._settings.attention_backend}")
         self._backend = create_backend(
-            self._settings.attention_backend,
+            self._attention_backend_name(),
             self._model.attention_layers,
             page_size=self._settings.page_size,
             dtype=self._model.dtype,
             device=self._device,
         )
+        if self._settings.cpu_kernels and self._device.type == "cpu":
+            self._model = with_cpu_kernels(self._model, self._backend)
         self._reset()
+
+    def _attention_backend_name(self) -> str:
+        name = self._settings.attention_backend
+        plain = self._device.type == "cpu" and not self._settings.cpu_kernels
+        return "torch" if plain and name == "auto" else name
 
     def warm_up(self, progress: Progress) -> None:
         settings = self._settings

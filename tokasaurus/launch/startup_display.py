@@ -35,7 +35,7 @@ class StartupDisplay:
             if self._quiet:
                 return
             if self._is_terminal:
-                self._paint(" · ".join(map(_describe, self._states.values())))
+                self._paint(self._summary())
             elif self._is_news(progress):
                 self._write(_describe(progress))
 
@@ -44,13 +44,18 @@ class StartupDisplay:
         with self._lock:
             self._states.pop(process, None)
             if self._is_terminal and not self._quiet:
-                self._paint(" · ".join(map(_describe, self._states.values())))
+                self._paint(self._summary())
 
     def finish(self) -> None:
         """Take the state off the terminal; from now on only whole lines appear."""
         with self._lock:
             self._states.clear()
             self._paint("")
+
+    def _summary(self) -> str:
+        """Those that work before those that wait: what does not fit the line is cut off."""
+        states = sorted(self._states.values(), key=lambda state: state.fraction is None)
+        return " · ".join(map(_describe, states))
 
     def _is_news(self, progress: Progress) -> bool:
         mark = (progress.phase, int((progress.fraction or 0.0) / _PLAIN_STEP))

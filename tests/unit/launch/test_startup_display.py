@@ -53,6 +53,14 @@ def test_ready_process_leaves_the_state() -> None:
     assert stream.getvalue().endswith("\x1b[Kmanager0 wait")
 
 
+def test_who_works_comes_before_who_waits() -> None:
+    stream = Terminal()
+    display = StartupDisplay(stream)
+    display.update(Progress(process="server0", phase="connect"))
+    display.update(load(0.5))
+    assert stream.getvalue().endswith("50% · server0 connect")
+
+
 def test_quiet_display_shows_only_lines() -> None:
     stream = Terminal()
     display = StartupDisplay(stream, quiet=True)

@@ -1,0 +1,162 @@
+"""Replay a workload through the real manager with a simulated device, in virtual time.
+
+    python scripts/simulate_schedule.py TRACE [key=value ...] [--policy P | --compare] [options]
+
+TRACE is monkeys, chat, documents or agents, with parameters as key=value, or a JSONL file (the
+format: `read_jsonl` in simulation/traces.py). Examples:
+
+    python scripts/simulate_schedule.py monkeys prompts=128 samples=1024 --compare --plot plan.png
+    python scripts/simulate_schedule.py chat requests=1000000 rate=2000 --replicas 8
+"""
+
+import argparse
+import dataclasses
+import gc
+import json
+import sys
+from pathlib import Path
+from typing import TypeVar
+
+from simulation.device import HARDWARE, MODELS, Hardware, Model, num_kv_tokens
+from simulation.policies import POLICIES, predict
+from simulation.replay import Deployment, Replay
+from simulation.report import as_dict, build_report, format_table
+from simulation.traces import TraceError, find_trace
+
+from tokasaurus.errors import ConfigError
+from tokasaurus.manager.settings import ManagerSettings
+
+_Spec = TypeVar("_Spec", Hardware, Model)
+_GC_THRESHOLD = 100_000
+"""As in the manager: many long-lived objects without cycles."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+    try:
+        make_trace = find_trace(options.trace, options.parameters)
+        deployment = build_deployment(options)
+    except (TraceError, ConfigError) as error:
+        sys.exit(f"simulate_schedule.py: {error}")
+    gc.set_threshold(_GC_THRESHOLD)
+    names = list(POLICIES) if options.compare else [options.policy]
+    replays = {}
+    for name in names:
+        replay = Replay(deployment, POLICIES[name], predict if options.plot else None)
+        replay.run(make_trace())
+        replays[name] = replay
+    reports = {name: build_report(replay) for name, replay in replays.items()}
+    if options.json:
+        print(json.dumps({name: as_dict(report) for name, report in reports.items()}, indent=2))
+    else:
+        print(describe(options, deployment))
+        print(format_table(reports))
+    for replay in replays.values():
+        if replay.requests.num_refused:
+            print(f"refused, for example: {replay.requests.reason_refused}", file=sys.stderr)
+    if options.plot:
+        # Only here, because drawing needs a package that replaying does not.
+        from simulation.plot import write_plot
+
+        write_plot(options.plot, replays, options.trace)
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("trace", metavar="TRACE")
+    add("parameters", metavar="key=value", nargs="*", help="parameters of the trace's generator")
+    add("--policy", choices=list(POLICIES), default="default", help="who is admitted when")
+    add("--compare", action="store_true", help="replay under every policy")
+    add("--replicas", type=int, default=1, help="data-parallel managers, each with its device")
+    add("--device", choices=list(HARDWARE), default="h200")
+    add("--model", choices=list(MODELS), help="default: 8b on a GPU, 135m on a CPU")
+    for field in dataclasses.fields(Hardware):
+        name = field.name.replace("_", "-")
+        add(f"--{name}", type=float, help=f"instead of the device's {field.name}")
+    for field in dataclasses.fields(Model):
+        name = field.name.replace("_", "-")
+        add(f"--{name}", type=float, help=f"instead of the model's {field.name}")
+    add("--kv-tokens", type=int, help="KV cache of a replica; default: what the memory holds")
+    add("--max-model-len", type=int, default=131_072)
+    add("--page-size", type=int, default=16)
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="a manager's setting")
+    add("--no-hydragen", action="store_true", help="the device can't share prefixes in attention")
+    add("--json", action="store_true", help="print JSON instead of a table")
+    add("--plot", type=Path, metavar="FILE", help="write a PNG")
+    return parser.parse_intermixed_args(arguments)
+
+
+def build_deployment(options: argparse.Namespace) -> Deployment:
+    """Raises ConfigError."""
+    hardware = _changed(HARDWARE[options.device], options)
+    model = _changed(MODELS[options.model or _default_model(options.device)], options)
+    kv_tokens = options.kv_tokens or num_kv_tokens(hardware, model)
+    num_blocks = kv_tokens // options.page_size
+    if num_blocks < 1:
+        raise ConfigError("no block fits: the weights fill the memory; say --kv-tokens")
+    return Deployment(
+        hardware=hardware,
+        model=model,
+        settings=build_settings(hardware, options.page_size, options.set),
+        num_replicas=options.replicas,
+        num_blocks=num_blocks,
+        max_model_len=options.max_model_len,
+        supports_hydragen=not options.no_hydragen,
+    )
+
+
+def build_settings(hardware: Hardware, page_size: int, words: list[str]) -> ManagerSettings:
+    """Those that suit the device, changed by words like max_seqs_per_forward=512.
+
+    Raises ConfigError.
+    """
+    settings = ManagerSettings(
+        page_size=page_size,
+        max_tokens_per_forward=hardware.max_tokens,
+        max_seqs_per_forward=hardware.max_seqs,
+        scheduling_steps_ahead=hardware.steps_ahead,
+    )
+    changes = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        current = getattr(settings, name, None)
+        if current is None:
+            known = ", ".join(field.name for field in dataclasses.fields(settings))
+            raise ConfigError(f"--set {word}: the settings are {known}")
+        try:
+            changes[name] = json.loads(value)
+        except ValueError:
+            raise ConfigError(f"--set {word}: {value!r} is not a JSON value") from None
+    return dataclasses.replace(settings, **changes)
+
+
+def describe(options: argparse.Namespace, deployment: Deployment) -> str:
+    settings = deployment.settings
+    return (
+        f"{' '.join([options.trace, *options.parameters])} on {deployment.num_replicas} x "
+        f"{options.device} with {options.model or _default_model(options.device)}: "
+        f"{deployment.num_blocks:,} blocks of {settings.page_size} tokens, at most "
+        f"{settings.num_slots:,} sequences and {settings.max_tokens_per_forward:,} tokens a step, "
+        f"{settings.scheduling_steps_ahead} steps ahead"
+    )
+
+
+def _default_model(device: str) -> str:
+    return "135m" if device == "cpu" else "8b"
+
+
+def _changed(spec: _Spec, options: argparse.Namespace) -> _Spec:
+    """With the fields that the command line gives."""
+    changes = {}
+    for field in dataclasses.fields(spec):
+        value = getattr(options, field.name)
+        if value is not None:
+            changes[field.name] = int(value) if field.type is int else value
+    return dataclasses.replace(spec, **changes)
+
+
+if __name__ == "__main__":
+    main()

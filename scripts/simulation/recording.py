@@ -1,0 +1,157 @@
+"""Remembers when things happened to requests and how full the replicas were."""
+
+from array import array
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from tokasaurus.ipc.messages.to_server import RequestFinished
+from tokasaurus.manager.engine import Engine
+
+_BITS_SHIFT = 17
+"""Keeps 6 bits of a float32's mantissa: 64 bins per doubling, within 1.6%."""
+_MIN_GAP = np.float32(2.0**-20)
+_MAX_GAP = np.float32(2.0**16)
+_FIRST_BIN = int(_MIN_GAP.view(np.int32)) >> _BITS_SHIFT
+_NUM_BINS = (int(_MAX_GAP.view(np.int32)) >> _BITS_SHIFT) - _FIRST_BIN + 1
+
+
+class GapHistogram:
+    """Counts intervals by their logarithm."""
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(_NUM_BINS, np.int64)
+
+    def add(self, seconds: np.ndarray) -> None:
+        gaps = seconds.astype(np.float32)
+        np.clip(gaps, _MIN_GAP, _MAX_GAP, out=gaps)
+        bins = (gaps.view(np.int32) >> _BITS_SHIFT) - _FIRST_BIN
+        self.counts += np.bincount(bins, minlength=_NUM_BINS)
+
+    def percentile(self, percent: float) -> float:
+        """NaN if there is nothing."""
+        total = np.cumsum(self.counts)
+        if not total[-1]:
+            return float("nan")
+        index = int(np.searchsorted(total, percent / 100 * total[-1]))
+        bits = np.array([(index + _FIRST_BIN) << _BITS_SHIFT], np.int32)
+        return float(bits.view(np.float32)[0])
+
+
+class RequestLog:
+    """Times of every request, by its id; NaN until it happens."""
+
+    def __init__(self) -> None:
+        self.num_requests = 0
+        self._times = np.full((5, 1024), np.nan)
+        self.num_preemptions = np.zeros(1024, np.int32)
+        self.gaps = GapHistogram()
+        self.num_refused = 0
+        self.reason_refused = ""
+        self.num_output_tokens = 0
+
+    @property
+    def arrival(self) -> np.ndarray:
+        return self._times[0, : self.num_requests]
+
+    @property
+    def started(self) -> np.ndarray:
+        """When the first chunk of its prefill was scheduled."""
+        return self._times[1, : self.num_requests]
+
+    @property
+    def first_token(self) -> np.ndarray:
+        return self._times[2, : self.num_requests]
+
+    @property
+    def ended(self) -> np.ndarray:
+        return self._times[4, : self.num_requests]
+
+    def add(self, num_requests: int, now: float) -> int:
+        """The id of the first of these; the others follow."""
+        first = self.num_requests
+        self.num_requests += num_requests
+        if self.num_requests > self._times.shape[1]:
+            room = max(self.num_requests, self._times.shape[1])
+            self._times = np.pad(self._times, ((0, 0), (0, room)), constant_values=np.nan)
+            self.num_preemptions = np.pad(self.num_preemptions, (0, room))
+        self._times[0, first : self.num_requests] = now
+        return first
+
+    def start(self, ids: Sequence[int], now: float) -> np.ndarray:
+        """Those of `ids` that run for the first time."""
+        ids = np.array(ids, np.int64)
+        fresh = ids[np.isnan(self._times[1, ids])]
+        self._times[1, fresh] = now
+        return fresh
+
+    def take_tokens(self, ids: np.ndarray, now: float) -> None:
+        """Each of these got one token."""
+        last = self._times[3]
+        gaps = now - last[ids]
+        is_first = np.isnan(gaps)
+        if is_first.any():
+            self._times[2, ids[is_first]] = now
+            gaps = gaps[~is_first]
+        last[ids] = now
+        self.num_output_tokens += ids.size
+        self.gaps.add(gaps)
+
+    def finish(self, finished: RequestFinished, now: float) -> None:
+        self._times[4, finished.request_id] = now
+        self.num_preemptions[finished.request_id] = finished.num_preemptions
+        if finished.error is not None:
+            self.num_refused += 1
+            self.reason_refused = finished.error
+
+
+Prediction = tuple[np.ndarray, np.ndarray]
+"""(steps from now, rising; blocks in use after so many steps)"""
+Predictor = Callable[[Engine], Prediction | None]
+"""What a manager expects of the sequences that it runs now; None if it expects nothing."""
+
+
+class ReplicaLog:
+    """How full one replica was after every tick that scheduled something, and in what order it
+    started requests."""
+
+    def __init__(self, predict: Predictor | None, prediction_steps: int) -> None:
+        """Every so many steps `predict` is asked."""
+        self._columns = tuple(array("d") for _ in range(5))
+        self._predict = predict
+        self._prediction_steps = prediction_steps
+        self._next_prediction = 0
+        self.start_order: list[np.ndarray] = []
+        self.predictions: list[tuple[int, Prediction]] = []
+        """(the step at which it was made, the prediction)"""
+
+    def sample(self, engine: Engine, now: float, step_id: int) -> None:
+        gauges = engine.gauges()
+        row = (now, step_id, gauges.num_blocks_in_use, gauges.num_running, gauges.num_queued)
+        for column, value in zip(self._columns, row, strict=True):
+            column.append(value)
+        if self._predict is not None and step_id >= self._next_prediction:
+            self._next_prediction = step_id + self._prediction_steps
+            prediction = self._predict(engine)
+            if prediction is not None:
+                self.predictions.append((step_id, prediction))
+
+    @property
+    def times(self) -> np.ndarray:
+        return np.frombuffer(self._columns[0])
+
+    @property
+    def step_ids(self) -> np.ndarray:
+        return np.frombuffer(self._columns[1])
+
+    @property
+    def blocks_in_use(self) -> np.ndarray:
+        return np.frombuffer(self._columns[2])
+
+    @property
+    def running(self) -> np.ndarray:
+        return np.frombuffer(self._columns[3])
+
+    @property
+    def queued(self) -> np.ndarray:
+        return np.frombuffer(self._columns[4])

@@ -1,0 +1,226 @@
+"""Replays a trace through real managers with simulated devices: a simulation of events in time.
+
+Every replica is an `Engine` and a device that executes its steps one after the other; what the
+device answers reaches the manager when the step is over. The manager itself takes no time.
+"""
+
+import heapq
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from simulation.device import Hardware, Model, Outputs, SimulatedDevice
+from simulation.recording import Predictor, ReplicaLog, RequestLog
+from simulation.workload import STOP_TOKEN, VOCAB_SIZE, Prompt, Trace
+from tokasaurus.ipc.messages.to_manager import (
+    GenerateRequest,
+    RunnerCapabilities,
+    StepOutput,
+    TokenSampling,
+    WorkerReady,
+)
+from tokasaurus.ipc.messages.to_server import EngineOutputs, RequestFinished
+from tokasaurus.manager.engine import Engine
+from tokasaurus.manager.settings import ManagerSettings
+from tokasaurus.manager.stats import Counters
+from tokasaurus.server.load_balancer import LoadBalancer
+
+_STOP_TOKENS = (STOP_TOKEN,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """What the trace runs on."""
+
+    hardware: Hardware
+    model: Model
+    settings: ManagerSettings
+    num_replicas: int
+    num_blocks: int
+    """KV blocks of one replica."""
+    max_model_len: int
+    supports_hydragen: bool = True
+
+
+EngineFactory = Callable[[ManagerSettings, WorkerReady], Engine]
+
+
+class Replica:
+    """One manager with its device."""
+
+    def __init__(
+        self,
+        rank: int,
+        deployment: Deployment,
+        make_engine: EngineFactory,
+        outputs: Outputs,
+        log: ReplicaLog,
+    ) -> None:
+        self.rank = rank
+        self.log = log
+        worker = WorkerReady(
+            rank=0,
+            capabilities=RunnerCapabilities(
+                hydragen=deployment.supports_hydragen, async_steps=True
+            ),
+            num_blocks=deployment.num_blocks,
+            max_model_len=deployment.max_model_len,
+            vocab_size=VOCAB_SIZE,
+            description="simulated",
+        )
+        settings = deployment.settings
+        self.engine = make_engine(settings, worker)
+        self._device = SimulatedDevice(
+            deployment.hardware, deployment.model, outputs, settings.num_slots, settings.page_size
+        )
+        self._in_flight: deque[StepOutput] = deque()
+        self._free_at = 0.0
+        self.busy_seconds = 0.0
+
+    def schedule(self, now: float, requests: RequestLog) -> list[float]:
+        """Send the device whatever the manager plans; when the new steps will be over."""
+        ends = []
+        while (step := self.engine.schedule()) is not None:
+            if step.added_slots:
+                ids = [added.sampling.seed for added in step.added_slots]
+                self.log.start_order.append(requests.start(ids, now))
+            output, seconds = self._device.execute(step)
+            self._free_at = max(now, self._free_at) + seconds
+            self.busy_seconds += seconds
+            self._in_flight.append(output)
+            ends.append(self._free_at)
+            self.log.sample(self.engine, now, step.step_id)
+        return ends
+
+    def finish_step(self) -> None:
+        """The oldest step in flight is over."""
+        self.engine.apply(self._in_flight.popleft())
+
+
+class Replay:
+    """Runs a trace to its end."""
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        make_engine: EngineFactory,
+        predict: Predictor | None = None,
+        prediction_steps: int = 500,
+    ) -> None:
+        self.deployment = deployment
+        self.requests = RequestLog()
+        self.seconds = 0.0
+        """Virtual time."""
+        self.wall_seconds = 0.0
+        self._outputs = Outputs()
+        self.replicas = [
+            Replica(
+                rank, deployment, make_engine, self._outputs, ReplicaLog(predict, prediction_steps)
+            )
+            for rank in range(deployment.num_replicas)
+        ]
+        self._balancer = LoadBalancer(deployment.num_replicas)
+        self._step_ends: list[tuple[float, int]] = []
+        """Heap of (when, rank), one for every step in flight."""
+        self._follow_ups: list[tuple[float, int, Prompt]] = []
+        """Heap of (when, tie-breaker, prompt) of prompts that will arrive."""
+        self._tie_breakers = itertools.count()
+        self._in_flight: dict[int, tuple[int, GenerateRequest, _Group]] = {}
+
+    def counters(self) -> list[Counters]:
+        return [replica.engine.update_counters() for replica in self.replicas]
+
+    def run(self, trace: Trace) -> None:
+        started = time.perf_counter()
+        upcoming = next(trace, None)
+        while True:
+            arrival = self._next_arrival(upcoming)
+            if self._step_ends and (arrival is None or self._step_ends[0][0] < arrival):
+                self._end_step()
+            elif arrival is not None:
+                touched = set()
+                while self._next_arrival(upcoming) == arrival:
+                    if upcoming is not None and upcoming.arrival_seconds == arrival:
+                        prompt, upcoming = upcoming, next(trace, None)
+                    else:
+                        prompt = heapq.heappop(self._follow_ups)[2]
+                    touched.add(self._submit(prompt))
+                self.seconds = arrival
+                for rank in sorted(touched):
+                    self._advance(self.replicas[rank])
+            else:
+                break
+        stuck = [replica.rank for replica in self.replicas if not replica.engine.is_idle]
+        if stuck:
+            raise RuntimeError(f"the managers {stuck} hold requests but schedule nothing")
+        self.wall_seconds = time.perf_counter() - started
+
+    def _next_arrival(self, upcoming: Prompt | None) -> float | None:
+        arrivals = [] if upcoming is None else [upcoming.arrival_seconds]
+        if self._follow_ups:
+            arrivals.append(self._follow_ups[0][0])
+        return min(arrivals, default=None)
+
+    def _end_step(self) -> None:
+        self.seconds, rank = heapq.heappop(self._step_ends)
+        replica = self.replicas[rank]
+        replica.finish_step()
+        self._advance(replica)
+
+    def _advance(self, replica: Replica) -> None:
+        """What the manager does after messages have come."""
+        for end in replica.schedule(self.seconds, self.requests):
+            heapq.heappush(self._step_ends, (end, replica.rank))
+        for outputs in replica.engine.take_messages().values():
+            self._take(outputs)
+
+    def _submit(self, prompt: Prompt) -> int:
+        """Send all samples of a prompt to one replica; its rank."""
+        num_samples = prompt.output_lens.size
+        first_id = self.requests.add(num_samples, prompt.arrival_seconds)
+        self._outputs.add(first_id, prompt.output_keys, prompt.output_lens)
+        rank = self._balancer.choose(prompt.prompt_ids)
+        engine = self.replicas[rank].engine
+        group = _Group(prompt, num_samples)
+        for request_id in range(first_id, first_id + num_samples):
+            request = GenerateRequest(
+                request_id=request_id,
+                prompt_ids=prompt.prompt_ids,
+                sampling=TokenSampling(seed=request_id),
+                max_tokens=prompt.max_tokens,
+                stop_token_ids=_STOP_TOKENS,
+                priority=prompt.priority,
+                predictor_key=prompt.predictor_key,
+            )
+            self._in_flight[request_id] = rank, request, group
+            self._balancer.add(rank, request)
+            engine.submit(request)
+        return rank
+
+    def _take(self, outputs: EngineOutputs) -> None:
+        if outputs.request_ids.size:
+            self.requests.take_tokens(outputs.request_ids, self.seconds)
+        for finished in outputs.finished:
+            self._finish(finished)
+
+    def _finish(self, finished: RequestFinished) -> None:
+        self.requests.finish(finished, self.seconds)
+        rank, request, group = self._in_flight.pop(finished.request_id)
+        self._balancer.remove(rank, request)
+        group.num_left -= 1
+        if group.num_left or group.prompt.follow_up is None:
+            return
+        prompt = group.prompt.follow_up(self.seconds)
+        if prompt is not None:
+            entry = (prompt.arrival_seconds, next(self._tie_breakers), prompt)
+            heapq.heappush(self._follow_ups, entry)
+
+
+@dataclass(slots=True, eq=False)
+class _Group:
+    """The samples of one prompt."""
+
+    prompt: Prompt
+    num_left: int

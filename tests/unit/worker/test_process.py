@@ -1,0 +1,83 @@
+"""Choices that a worker makes from the options before it loads."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tokasaurus.errors import ConfigError
+from tokasaurus.worker import process
+
+CPU = torch.device("cpu")
+
+
+def with_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+
+def test_auto_takes_a_gpu_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gpus(monkeypatch, 2)
+    assert process.choose_device("auto", 1) == torch.device("cuda", 1)
+    assert process.choose_device("cpu", 0) == CPU
+    with_gpus(monkeypatch, 0)
+    assert process.choose_device("auto", 0) == CPU
+
+
+@pytest.mark.parametrize(("device", "count", "dp_rank"), [("cuda", 0, 0), ("auto", 2, 2)])
+def test_too_few_gpus_are_refused(
+    monkeypatch: pytest.MonkeyPatch, device: str, count: int, dp_rank: int
+) -> None:
+    with_gpus(monkeypatch, count)
+    with pytest.raises(ConfigError, match=f"at least {dp_rank + 1} GPUs"):
+        process.choose_device(device, dp_rank)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device", "supported", "expected"),
+    [
+        ("auto", CPU, False, "float32"),
+        ("auto", CPU, True, "auto"),
+        ("bfloat16", CPU, False, "bfloat16"),
+        ("auto", torch.device("cuda", 0), False, "auto"),
+    ],
+)
+def test_dtype_suits_the_device(
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: str,
+    device: torch.device,
+    supported: bool,
+    expected: str,
+) -> None:
+    instructions = SimpleNamespace(_is_mkldnn_bf16_supported=lambda: supported)
+    monkeypatch.setattr(torch.ops, "mkldnn", instructions)
+    assert process.choose_dtype(dtype, device) == expected
+
+
+@pytest.mark.parametrize(
+    ("cpu_threads", "dp_rank", "dp_size", "cores", "threads"),
+    [
+        (None, 0, 1, None, None),
+        (3, 0, 1, None, 3),
+        (None, 1, 2, {4, 5}, 2),
+        (1, 1, 2, {3}, 1),
+        (3, 1, 2, {5, 2, 3}, 3),
+    ],
+)
+def test_replicas_share_the_cores(
+    monkeypatch: pytest.MonkeyPatch,
+    cpu_threads: int | None,
+    dp_rank: int,
+    dp_size: int,
+    cores: set[int] | None,
+    threads: int | None,
+) -> None:
+    chosen: dict[str, object] = {"cores": None, "threads": None}
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 3, 4, 5}, raising=False)
+    monkeypatch.setattr(
+        os, "sched_setaffinity", lambda _, mine: chosen.update(cores=mine), raising=False
+    )
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: chosen.update(threads=n))
+    process.place_threads(cpu_threads, dp_rank, dp_size)
+    assert chosen == {"cores": cores, "threads": threads}

@@ -1,0 +1,1 @@
+"""The parts of demo-model training: corpus, transcripts, tokenizer, optimiser, loop and card."""

@@ -178,7 +178,7 @@ class TorchRunner:
         sampled = SampledTokens(token_ids=torch.empty(0, dtype=torch.int64))
         prompt_scores: list[PromptScores] = []
         if len(batch.positions):
-            prefill_ids = self._to_device(batch.prefill_ids)
+            prefill_ids = self._to_device(self._inside_vocabulary(batch.prefill_ids))
             decode_ids = self._last_tokens[self._to_device(batch.decode_slots)]
             ids_T = torch.cat([prefill_ids, decode_ids])
             self._backend.plan(batch.attention)
@@ -190,6 +190,13 @@ class TorchRunner:
             if len(batch.sampled_tokens):
                 sampled = self._sample(hidden_TD, batch)
         return self._send_to_host(step.step_id, sampled, prompt_scores)
+
+    def _inside_vocabulary(self, ids: np.ndarray) -> np.ndarray:
+        """Front ends refuse other ids; one that slips through must not end everyone's worker."""
+        if not len(ids) or (ids.min() >= 0 and ids.max() < self._model.vocab_size):
+            return ids
+        _logger.error("token ids outside the vocabulary were replaced; a front end let them pass")
+        return ids.clip(0, self._model.vocab_size - 1)
 
     def _sample(self, hidden_TD: torch.Tensor, batch: DeviceBatch) -> SampledTokens:
         rows = batch.sampled_tokens

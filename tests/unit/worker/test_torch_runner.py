@@ -303,3 +303,13 @@ def test_many_slots(driver: StepDriver, reference: torch.nn.Module) -> None:
     driver.finish([a, far], 6)
     assert a.output == greedy(reference, prompt(70, 5), 6)
     assert far.output == greedy(reference, prompt(71, 5), 6)
+
+
+def test_ids_outside_the_vocabulary_harm_nobody_else(
+    driver: StepDriver, reference: torch.nn.Module
+) -> None:
+    a = driver.add(0, prompt(80, 5), GREEDY)
+    b = driver.add(1, [3, VOCAB_SIZE, -1, 10**9], GREEDY)
+    driver.run(prefill=[(a, 5), (b, 4)])
+    driver.finish([a, b], 4)
+    assert a.output == greedy(reference, prompt(80, 5), 4)

@@ -39,8 +39,8 @@ def monkeys(
 
 def chat(
     *,
-    requests: int = 10_000,
-    rate: float = 40.0,
+    requests: int = 15_000,
+    rate: float = 150.0,
     turns: float = 3.5,
     user_tokens: int = 60,
     output_tokens: int = 180,

@@ -113,7 +113,7 @@ class Replay:
         self.requests = RequestLog()
         self.seconds = 0.0
         """Virtual time."""
-        self.wall_seconds = 0.0
+        self.cpu_seconds = 0.0
         self._outputs = Outputs()
         self.replicas = [
             Replica(
@@ -133,7 +133,7 @@ class Replay:
         return [replica.engine.update_counters() for replica in self.replicas]
 
     def run(self, trace: Trace) -> None:
-        started = time.perf_counter()
+        started = time.process_time()
         upcoming = next(trace, None)
         while True:
             arrival = self._next_arrival(upcoming)
@@ -155,7 +155,7 @@ class Replay:
         stuck = [replica.rank for replica in self.replicas if not replica.engine.is_idle]
         if stuck:
             raise RuntimeError(f"the managers {stuck} hold requests but schedule nothing")
-        self.wall_seconds = time.perf_counter() - started
+        self.cpu_seconds = time.process_time() - started
 
     def _next_arrival(self, upcoming: Prompt | None) -> float | None:
         arrivals = [] if upcoming is None else [upcoming.arrival_seconds]

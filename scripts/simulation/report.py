@@ -14,7 +14,7 @@ _RAMP_SHARE = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """All times are virtual except `wall_seconds`; a NaN says that there was nothing to measure."""
+    """All times are virtual except the CPU's, which replaying took; a NaN says that there was nothing to measure."""
 
     num_requests: int
     num_refused: int
@@ -49,8 +49,8 @@ class Report:
     """Places that a request lost in the order of its replica; 0: strictly first come."""
     num_running_mean: float
     num_steps: int
-    wall_seconds: float
-    wall_us_per_step: float
+    cpu_seconds: float
+    cpu_us_per_step: float
 
 
 def build_report(replay: Replay) -> Report:
@@ -89,8 +89,8 @@ def build_report(replay: Replay) -> Report:
         num_running_mean=sum(_mean(log.running[:-1], np.diff(log.times)) for log in logs)
         / num_replicas,
         num_steps=num_steps,
-        wall_seconds=replay.wall_seconds,
-        wall_us_per_step=1e6 * replay.wall_seconds / max(num_steps, 1),
+        cpu_seconds=replay.cpu_seconds,
+        cpu_us_per_step=1e6 * replay.cpu_seconds / max(num_steps, 1),
     )
 
 

@@ -16,6 +16,9 @@ _THREAD_VARIABLES = (
     "VECLIB_MAXIMUM_THREADS",
     "NUMEXPR_NUM_THREADS",
 )
+_SPIN_VARIABLE, _SPIN_COUNT = "GOMP_SPINCOUNT", "2000"
+"""A computing thread that waits gives its core up after about 10 microseconds. By default it spins
+for milliseconds, and every wait costs a time slice where another process needs the core."""
 _CGROUP_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -42,8 +45,9 @@ def thread_environment(
     """
     if spec.role != "worker":
         return dict.fromkeys(_THREAD_VARIABLES, "1")
+    spinning = {} if _SPIN_VARIABLE in environment else {_SPIN_VARIABLE: _SPIN_COUNT}
     if config.cpu_threads is None and environment.get("OMP_NUM_THREADS"):
-        return {}
+        return spinning
     num_workers = config.dp_size * config.pp_size * config.tp_size
     threads = config.cpu_threads or max(1, cores // num_workers)
-    return dict.fromkeys(_THREAD_VARIABLES, str(threads))
+    return dict.fromkeys(_THREAD_VARIABLES, str(threads)) | spinning

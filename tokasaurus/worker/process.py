@@ -13,7 +13,7 @@ from functools import partial
 import torch
 
 from tokasaurus.config.engine_config import EngineConfig
-from tokasaurus.config.model_files import resolve_model
+from tokasaurus.config.model_files import read_model_config, resolve_model
 from tokasaurus.errors import ConfigError
 from tokasaurus.ipc.addresses import Addresses
 from tokasaurus.ipc.channels import Outbox, ZmqInbox, ZmqOutbox
@@ -21,6 +21,7 @@ from tokasaurus.ipc.messages.to_manager import WorkerReady
 from tokasaurus.ipc.messages.to_supervisor import Progress as ProgressMessage
 from tokasaurus.ipc.messages.to_worker import ToWorker
 from tokasaurus.model.attention.backend import CausalModel
+from tokasaurus.model.kernels.loader import kernels_available
 from tokasaurus.model.registry import load_model
 from tokasaurus.worker.loop import WorkerLoop
 from tokasaurus.worker.runner import ModelRunner, Progress
@@ -105,11 +106,11 @@ def place_threads(cpu_threads: int | None, dp_rank: int, dp_size: int) -> None:
     _logger.info("computing with %d threads", torch.get_num_threads())
 
 
-def choose_dtype(dtype: str, device: torch.device) -> str:
+def choose_dtype(dtype: str, device: torch.device, *, cpu_kernels: bool) -> str:
     """ "auto" stays (the checkpoint's own), except on a CPU without instructions for 16-bit floats:
-    there float32 is about 20 times as fast.
+    there float32 is about 20 times as fast, unless our kernels compute (`cpu_kernels`).
     """
-    if dtype != "auto" or device.type != "cpu":
+    if dtype != "auto" or device.type != "cpu" or cpu_kernels:
         return dtype
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return dtype
@@ -118,9 +119,12 @@ def choose_dtype(dtype: str, device: torch.device) -> str:
 
 
 def _load(config: EngineConfig, device: torch.device, progress: Progress) -> CausalModel:
+    folder = resolve_model(config.model)
+    cpu_kernels = device.type == "cpu" and config.cpu_kernels and kernels_available()
+    takes_dtype = cpu_kernels and read_model_config(folder).dtype == "bfloat16"
     return load_model(
-        resolve_model(config.model),
-        dtype=choose_dtype(config.dtype, device),
+        folder,
+        dtype=choose_dtype(config.dtype, device, cpu_kernels=takes_dtype),
         device=device,
         model_path=config.model_path,
         load_format=config.load_format,

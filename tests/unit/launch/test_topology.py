@@ -66,3 +66,9 @@ def test_others_have_one_thread_whatever_the_environment_says() -> None:
 
 def test_there_is_a_core() -> None:
     assert usable_cores() >= 1
+
+
+def test_waiting_threads_of_workers_give_their_core_up() -> None:
+    assert int(thread_environment(EngineConfig(), WORKER, {}, cores=2)["GOMP_SPINCOUNT"]) > 0
+    chosen = {"GOMP_SPINCOUNT": "7"}
+    assert "GOMP_SPINCOUNT" not in thread_environment(EngineConfig(), WORKER, chosen, cores=2)

@@ -35,12 +35,13 @@ def test_too_few_gpus_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("dtype", "device", "supported", "expected"),
+    ("dtype", "device", "supported", "cpu_kernels", "expected"),
     [
-        ("auto", CPU, False, "float32"),
-        ("auto", CPU, True, "auto"),
-        ("bfloat16", CPU, False, "bfloat16"),
-        ("auto", torch.device("cuda", 0), False, "auto"),
+        ("auto", CPU, False, False, "float32"),
+        ("auto", CPU, False, True, "auto"),
+        ("auto", CPU, True, False, "auto"),
+        ("bfloat16", CPU, False, False, "bfloat16"),
+        ("auto", torch.device("cuda", 0), False, False, "auto"),
     ],
 )
 def test_dtype_suits_the_device(
@@ -48,11 +49,12 @@ def test_dtype_suits_the_device(
     dtype: str,
     device: torch.device,
     supported: bool,
+    cpu_kernels: bool,
     expected: str,
 ) -> None:
     instructions = SimpleNamespace(_is_mkldnn_bf16_supported=lambda: supported)
     monkeypatch.setattr(torch.ops, "mkldnn", instructions)
-    assert process.choose_dtype(dtype, device) == expected
+    assert process.choose_dtype(dtype, device, cpu_kernels=cpu_kernels) == expected
 
 
 @pytest.mark.parametrize(

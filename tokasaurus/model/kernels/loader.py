@@ -84,6 +84,15 @@ def load_kernels(
     return outcome
 
 
+def kernels_available() -> bool:
+    """Whether `load_kernels` would succeed; builds them if need be."""
+    try:
+        load_kernels()
+    except ConfigError:
+        return False
+    return True
+
+
 _loaded: dict[str, Kernels | str] = {}
 """Per flavour, the kernels or why there are none."""
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.integration.engine_process import EngineProcess
 
-SMALL = ("kv_cache_num_tokens=32768", "cpu_threads=1")
+SMALL = ("kv_cache_num_tokens=32768", "cpu_threads=1", "dtype=float32")
 """Options that keep a test's engine small on a shared machine."""
 
 

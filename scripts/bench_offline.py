@@ -1,0 +1,134 @@
+"""Measure the engine on fixed offline workloads: token ids in, greedy, EOS ignored, all at once.
+
+    python scripts/bench_offline.py --model DIR --workload W1 [--workload W2 ...] [key=value ...]
+
+Prints output tokens/s, prefill tokens/s, TTFT, peak memory of the processes and the share of time
+that the worker waited; medians over the runs. `scripts/make_bench_model.py` makes a DIR; further
+key=value words are options of the engine.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+from workloads import WORKLOADS
+
+from tokasaurus import LLM, SamplingParams
+from tokasaurus.config.engine_config import EngineConfig
+
+_STATS_SETTLE_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """One run of one workload."""
+
+    seconds: float
+    output_tokens_per_second: float
+    prefill_tokens_per_second: float
+    """Prompt tokens over the time to the last first token."""
+    decode_tokens_per_second: float
+    """Output tokens after the first over the time after the first token; 0 if there are none."""
+    ttft_seconds: float
+    """Median over the requests."""
+    worker_wait_share: float
+    """Of the worker's time, from the first step of the run to the last."""
+
+
+def run_once(llm: LLM, workload: str, run: int) -> RunResult:
+    prompts, num_output_tokens = WORKLOADS[workload](run)
+    params = SamplingParams(temperature=0, max_tokens=num_output_tokens, ignore_eos=True)
+    worker_before = worker_seconds(llm)
+    started = time.perf_counter()
+    outputs = llm.generate(prompts, params, progress=False)
+    seconds = time.perf_counter() - started
+    waited, executed = np.subtract(worker_seconds(llm), worker_before).tolist()
+    samples = [output.outputs[0] for output in outputs]
+    assert all(len(sample.token_ids) == num_output_tokens for sample in samples)
+    ttfts = [sample.ttft_seconds or 0.0 for sample in samples]
+    num_decoded = len(prompts) * (num_output_tokens - 1)
+    # The wait for the run's first step belongs to the pause before it.
+    waited_within = max(0.0, min(waited, seconds - executed))
+    return RunResult(
+        seconds=seconds,
+        output_tokens_per_second=len(prompts) * num_output_tokens / seconds,
+        prefill_tokens_per_second=sum(map(len, prompts)) / max(ttfts),
+        decode_tokens_per_second=num_decoded / max(seconds - min(ttfts), 1e-9),
+        ttft_seconds=statistics.median(ttfts),
+        worker_wait_share=waited_within / (waited_within + executed),
+    )
+
+
+def worker_seconds(llm: LLM) -> tuple[float, float]:
+    """Seconds that the worker has waited and executed since start, once the engine is idle."""
+    deadline = time.monotonic() + _STATS_SETTLE_SECONDS
+    while time.monotonic() < deadline:
+        seen = llm.stats()
+        if not seen:  # nothing has run yet
+            return 0.0, 0.0
+        if not seen[0].num_running and not seen[0].num_queued:
+            return seen[0].worker_wait_seconds, seen[0].worker_execute_seconds
+        time.sleep(0.05)
+    raise SystemExit("The engine did not come to rest after a run; look at its log.")
+
+
+def peak_memory_mib() -> dict[str, float]:
+    """High-water mark of each child's resident memory (Linux)."""
+    peaks = {}
+    for child in psutil.Process().children(recursive=True):
+        status = Path(f"/proc/{child.pid}/status")
+        if status.exists():
+            fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+            peaks[f"{child.pid} {fields['Name'].strip()}"] = int(fields["VmHWM"].split()[0]) / 1024
+    return peaks
+
+
+def median_result(results: list[RunResult]) -> RunResult:
+    columns = [asdict(result) for result in results]
+    return RunResult(
+        **{name: statistics.median(column[name] for column in columns) for name in columns[0]}
+    )
+
+
+def print_row(workload: str, result: RunResult) -> None:
+    print(
+        f"{workload}: {result.output_tokens_per_second:8.1f} output tokens/s"
+        f" | prefill {result.prefill_tokens_per_second:8.1f} tokens/s"
+        f" | decode {result.decode_tokens_per_second:7.1f} tokens/s"
+        f" | TTFT {1000 * result.ttft_seconds:7.1f} ms"
+        f" | worker waited {100 * result.worker_wait_share:5.1f}%",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True, help="folder of a checkpoint")
+    parser.add_argument("--workload", action="append", choices=list(WORKLOADS), help="default: all")
+    parser.add_argument("--runs", type=int, default=5, help="counted runs, after one warm-up")
+    parser.add_argument("--json", type=Path, help="write all runs to this file")
+    parser.add_argument("options", nargs="*", help="key=value options of the engine")
+    args = parser.parse_args()
+    config = EngineConfig.from_args([f"model={args.model}", *args.options])
+    results: dict[str, list[RunResult]] = {}
+    with LLM(**config.to_dict()) as llm:
+        for workload in args.workload or list(WORKLOADS):
+            run_once(llm, workload, 0)
+            results[workload] = [run_once(llm, workload, run) for run in range(1, args.runs + 1)]
+            print_row(workload, median_result(results[workload]))
+        memory = peak_memory_mib()
+    for process, peak in memory.items():
+        print(f"peak memory of {process}: {peak:.0f} MiB")
+    if args.json:
+        rows = {name: [asdict(result) for result in runs] for name, runs in results.items()}
+        document = {"options": config.to_dict(), "runs": rows, "peak_memory_mib": memory}
+        args.json.write_text(json.dumps(document, indent=1))
+
+
+if __name__ == "__main__":
+    main()

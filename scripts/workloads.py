@@ -1,7 +1,7 @@
 """The offline workloads that engines are compared on: token ids in, greedy, EOS ignored.
 
-Everything is submitted at once. Each function takes the run's number (so that runs don't hit each other's cached prefixes) and
-returns (prompts, num_output_tokens).
+Everything is submitted at once. Each function takes the run's number (so that runs don't hit each
+other's cached prefixes) and returns (prompts, num_output_tokens).
 """
 
 import random

@@ -15,7 +15,7 @@ from tokasaurus.manager.settings import ManagerSettings
 
 log = logging.getLogger(__name__)
 
-_GC_THRESHOLD = 100_000
+GC_THRESHOLD = 100_000
 """Queued requests are many long-lived objects that hold no cycles."""
 
 
@@ -44,7 +44,7 @@ def run_manager(config: EngineConfig, addresses: Addresses, dp_rank: int, num_wo
         supervisor.send(Ready(process=f"manager{dp_rank}", text=text))
         gc.collect()
         gc.freeze()
-        gc.set_threshold(_GC_THRESHOLD)
+        gc.set_threshold(GC_THRESHOLD)
         manager.run()
         for outbox in outboxes:
             outbox.close()

@@ -38,7 +38,6 @@ def main(arguments: list[str] | None = None) -> None:
         deployment = build_deployment(options)
     except (TraceError, ConfigError) as error:
         sys.exit(f"simulate_schedule.py: {error}")
-    gc.set_threshold(_GC_THRESHOLD)
     names = list(POLICIES) if options.compare else [options.policy]
     replays = {}
     for name in names:
@@ -159,4 +158,5 @@ def _changed(spec: _Spec, options: argparse.Namespace) -> _Spec:
 
 
 if __name__ == "__main__":
+    gc.set_threshold(_GC_THRESHOLD)
     main()

@@ -1,0 +1,178 @@
+"""Replays: every request ends as the trace says, times add up, and the same trace repeats."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from simulation.device import HARDWARE, MODELS, Outputs, SimulatedDevice
+from simulation.policies import POLICIES
+from simulation.replay import Deployment, Replay
+from simulation.report import as_dict, build_report, format_table
+from simulation.traces import find_trace
+from simulation.workload import STOP_TOKEN, Prompt, text
+
+from tokasaurus.ipc.messages.to_manager import TokenSampling
+from tokasaurus.ipc.messages.to_worker import AddedSlot, HydragenGroup, StepInput
+from tokasaurus.manager.settings import ManagerSettings
+
+HARDWARE_CPU, MODEL = HARDWARE["cpu"], MODELS["135m"]
+NO_INTS = np.empty(0, np.int32)
+
+
+def deployment(
+    *, num_replicas: int = 1, num_blocks: int = 400, steps_ahead: int = 1, num_slots: int = 16
+) -> Deployment:
+    return Deployment(
+        hardware=HARDWARE_CPU,
+        model=MODEL,
+        settings=ManagerSettings(
+            page_size=16,
+            max_tokens_per_forward=256,
+            max_seqs_per_forward=num_slots,
+            scheduling_steps_ahead=steps_ahead,
+        ),
+        num_replicas=num_replicas,
+        num_blocks=num_blocks,
+        max_model_len=4096,
+    )
+
+
+def single(num_prompt_tokens: int, output_lens: list[int], max_tokens: int = 50) -> Prompt:
+    return Prompt(
+        arrival_seconds=1.0,
+        prompt_ids=text(num_prompt_tokens, 0, num_prompt_tokens),
+        output_lens=np.array(output_lens),
+        output_keys=np.arange(len(output_lens), dtype=np.uint32),
+        max_tokens=max_tokens,
+    )
+
+
+def replayed(prompts: Iterator[Prompt], where: Deployment, policy: str = "default") -> Replay:
+    replay = Replay(where, POLICIES[policy])
+    replay.run(prompts)
+    for replica in replay.replicas:
+        replica.engine.check_invariants()
+    return replay
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("steps_ahead", [0, 2])
+def test_outputs_have_their_true_lengths(policy: str, steps_ahead: int) -> None:
+    lengths = [1, 7, 16, 49, 50, 51, 90]
+    prompts = [single(40, lengths), single(33, lengths)]
+    where = deployment(steps_ahead=steps_ahead, num_blocks=30)
+    replay = replayed(iter(prompts), where, policy)
+    expected = 2 * sum(min(length, 50) for length in lengths)
+    assert replay.requests.num_output_tokens == expected
+    assert not np.isnan(replay.requests.ended).any()
+
+
+def test_run_ahead_overlaps_nothing_on_the_device() -> None:
+    """Alone on the device, a request takes the sum of its steps."""
+    replay = replayed(iter([single(100, [20])]), deployment(steps_ahead=0))
+    [elapsed] = replay.requests.ended - replay.requests.arrival
+    assert elapsed == pytest.approx(replay.replicas[0].busy_seconds)
+    [ttft] = replay.requests.first_token - replay.requests.arrival
+    assert 0 < ttft < elapsed
+    assert replay.requests.gaps.counts.sum() == 19
+
+
+def test_same_trace_same_report() -> None:
+    reports = []
+    for _ in range(2):
+        trace = find_trace("chat", ["requests=30", "max_tokens=200", "max_context=2000"])
+        report = as_dict(build_report(replayed(trace(), deployment(num_replicas=2))))
+        reports.append({k: v for k, v in report.items() if not k.startswith("cpu")})
+    assert reports[0] == reports[1]
+
+
+def test_follow_ups_find_their_context_cached() -> None:
+    words = ["requests=30", "turns=6", "system_tokens=20", "max_tokens=100", "max_context=3000"]
+    where = deployment(num_replicas=3, num_blocks=4000)
+    report = build_report(replayed(find_trace("chat", words)(), where))
+    assert report.num_requests > 20
+    assert report.num_refused == 0
+    assert report.cached_share > 0.6
+
+
+@pytest.mark.parametrize("trace", ["agents", "documents"])
+def test_sequences_that_are_too_long_are_refused_and_counted(trace: str) -> None:
+    words = ["tasks=1", "rollouts=2"] if trace == "agents" else ["requests=3"]
+    report = build_report(replayed(find_trace(trace, words)(), deployment(num_blocks=20)))
+    assert report.num_refused == report.num_requests > 0
+
+
+def test_policies_differ_as_they_should() -> None:
+    words = ["prompts=2", "samples=30", "few_shot_tokens=32", "max_tokens=300"]
+    where = deployment(num_blocks=120, num_slots=64)
+    reports = {
+        name: build_report(replayed(find_trace("monkeys", words)(), where, name))
+        for name in ("reserve", "preempt")
+    }
+    assert reports["reserve"].num_preemptions == 0
+    assert reports["preempt"].num_preemptions > 0
+    assert reports["preempt"].kv_use_steady_mean > reports["reserve"].kv_use_steady_mean
+    assert reports["reserve"].max_overtaken == 0
+    table = format_table(reports)
+    assert "reserve" in table
+    assert "kv_use_steady_mean" in table
+
+
+def step(
+    decode: list[int], added: list[AddedSlot] | None = None, prefill: tuple[int, int] | None = None
+) -> StepInput:
+    slot, length = prefill or (0, 0)
+    has = [0] if prefill else []
+    return StepInput(
+        step_id=0,
+        freed_slots=NO_INTS,
+        added_slots=added or [],
+        appended_slots=NO_INTS,
+        appended_blocks=NO_INTS,
+        prefill_slots=np.array([slot] * len(has), np.int32),
+        prefill_lens=np.array([length] * len(has), np.int32),
+        prefill_samples=np.array([True] * len(has), bool),
+        prefill_ids=np.zeros(length, np.int32),
+        decode_slots=np.array(decode, np.int32),
+    )
+
+
+def new_device() -> SimulatedDevice:
+    outputs = Outputs()
+    outputs.add(0, np.array([11, 12], np.uint32), np.array([3, 5]))
+    return SimulatedDevice(HARDWARE_CPU, MODEL, outputs, num_slots=4, page_size=16)
+
+
+def test_device_draws_the_trace_and_stops() -> None:
+    device = new_device()
+    added = AddedSlot(2, 16, 40, TokenSampling(seed=0))
+    drawn = [device.execute(step([], [added], (2, 24)))[0].token_ids]
+    drawn += [device.execute(step([2]))[0].token_ids for _ in range(2)]
+    assert np.concatenate(drawn).tolist() == [*text(11, 40, 42).tolist(), STOP_TOKEN]
+
+
+def test_device_takes_longer_for_more_tokens_and_more_context() -> None:
+    def seconds(num_tokens: int, num_cached: int = 0) -> float:
+        added = AddedSlot(0, num_cached, 10_000, TokenSampling(seed=0))
+        return new_device().execute(step([], [added], (0, num_tokens)))[1]
+
+    weights = MODEL.weight_bytes / HARDWARE_CPU.bytes_per_second
+    assert seconds(1) == pytest.approx(HARDWARE_CPU.step_seconds + weights, rel=0.01)
+    flops = MODEL.flops_per_token * 1024
+    assert seconds(1024) > flops / HARDWARE_CPU.flops_per_second
+    assert seconds(1024, num_cached=4096) > seconds(1024)
+
+
+def test_device_reads_a_shared_prefix_once() -> None:
+    def seconds(groups: list[HydragenGroup]) -> float:
+        device = new_device()
+        for slot in (0, 1):
+            added = AddedSlot(slot, 0, 2000, TokenSampling(seed=slot))
+            device.execute(step([], [added], (slot, 2000)))
+        decode = step([0, 1])
+        fields = {name: getattr(decode, name) for name in decode.__struct_fields__}
+        return device.execute(StepInput(**{**fields, "hydragen_groups": groups}))[1]
+
+    saved = seconds([]) - seconds([HydragenGroup(0, 2, 100)])
+    kv_bytes = MODEL.kv_bytes_per_token * 1600
+    assert saved == pytest.approx(kv_bytes / HARDWARE_CPU.bytes_per_second)

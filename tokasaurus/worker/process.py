@@ -13,7 +13,7 @@ from functools import partial
 import torch
 
 from tokasaurus.config.engine_config import EngineConfig
-from tokasaurus.config.model_files import read_model_config, resolve_model
+from tokasaurus.config.model_files import ModelConfig, read_model_config, resolve_model
 from tokasaurus.errors import ConfigError
 from tokasaurus.ipc.addresses import Addresses
 from tokasaurus.ipc.channels import Outbox, ZmqInbox, ZmqOutbox
@@ -22,7 +22,7 @@ from tokasaurus.ipc.messages.to_supervisor import Progress as ProgressMessage
 from tokasaurus.ipc.messages.to_worker import ToWorker
 from tokasaurus.model.attention.backend import CausalModel
 from tokasaurus.model.kernels.loader import kernels_available
-from tokasaurus.model.registry import load_model
+from tokasaurus.model.registry import FAMILIES, load_model
 from tokasaurus.worker.loop import WorkerLoop
 from tokasaurus.worker.runner import ModelRunner, Progress
 from tokasaurus.worker.torch_runner import RunnerSettings, TorchRunner
@@ -106,25 +106,38 @@ def place_threads(cpu_threads: int | None, dp_rank: int, dp_size: int) -> None:
     _logger.info("computing with %d threads", torch.get_num_threads())
 
 
-def choose_dtype(dtype: str, device: torch.device, *, cpu_kernels: bool) -> str:
-    """ "auto" stays (the checkpoint's own), except on a CPU without instructions for 16-bit floats:
-    there float32 is about 20 times as fast, unless our kernels compute (`cpu_kernels`).
+def choose_dtype(config: EngineConfig, model: ModelConfig, device: torch.device) -> str:
+    """ "auto" stays (the checkpoint's own), except where a CPU has no fast way to compute in it:
+    torch's own 16-bit products without such instructions take 20 times as long as float32's.
     """
-    if dtype != "auto" or device.type != "cpu" or cpu_kernels:
-        return dtype
-    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return dtype
-    _logger.info("this CPU has no instructions for 16-bit floats: computing in float32")
+    if config.dtype != "auto" or device.type != "cpu" or model.dtype == "float32":
+        return config.dtype
+    if model.dtype == "float16":
+        is_fast = torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    else:
+        is_fast = torch.ops.mkldnn._is_mkldnn_bf16_supported() or _kernels_cover(config, model)
+    if is_fast:
+        return "auto"
+    _logger.info("16-bit floats are slow on this CPU: computing in float32")
     return "float32"
+
+
+def _kernels_cover(config: EngineConfig, model: ModelConfig) -> bool:
+    """Whether our kernels compute the linear layers; they are compiled here if need be."""
+    return (
+        config.cpu_kernels
+        and config.attention_backend in ("auto", "cpu")
+        and config.model_path != "transformers"
+        and model.architecture in FAMILIES
+        and kernels_available()
+    )
 
 
 def _load(config: EngineConfig, device: torch.device, progress: Progress) -> CausalModel:
     folder = resolve_model(config.model)
-    cpu_kernels = device.type == "cpu" and config.cpu_kernels and kernels_available()
-    takes_dtype = cpu_kernels and read_model_config(folder).dtype == "bfloat16"
     return load_model(
         folder,
-        dtype=choose_dtype(config.dtype, device, cpu_kernels=takes_dtype),
+        dtype=choose_dtype(config, read_model_config(folder), device),
         device=device,
         model_path=config.model_path,
         load_format=config.load_format,

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tokasaurus.config.engine_config import EngineConfig
 from tokasaurus.errors import ConfigError
 from tokasaurus.worker import process
 
@@ -35,26 +36,38 @@ def test_too_few_gpus_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("dtype", "device", "supported", "cpu_kernels", "expected"),
+    ("dtype", "checkpoint", "architecture", "has_instructions", "has_kernels", "expected"),
     [
-        ("auto", CPU, False, False, "float32"),
-        ("auto", CPU, False, True, "auto"),
-        ("auto", CPU, True, False, "auto"),
-        ("bfloat16", CPU, False, False, "bfloat16"),
-        ("auto", torch.device("cuda", 0), False, False, "auto"),
+        ("auto", "bfloat16", "LlamaForCausalLM", True, False, "auto"),
+        ("auto", "bfloat16", "LlamaForCausalLM", False, True, "auto"),
+        ("auto", "bfloat16", "LlamaForCausalLM", False, False, "float32"),
+        ("auto", "bfloat16", "GPT2LMHeadModel", False, True, "float32"),
+        ("auto", "float16", "LlamaForCausalLM", False, True, "float32"),
+        ("auto", "float32", "LlamaForCausalLM", False, False, "auto"),
+        ("bfloat16", "bfloat16", "LlamaForCausalLM", False, False, "bfloat16"),
     ],
 )
-def test_dtype_suits_the_device(
+def test_dtype_suits_the_cpu(
     monkeypatch: pytest.MonkeyPatch,
     dtype: str,
-    device: torch.device,
-    supported: bool,
-    cpu_kernels: bool,
+    checkpoint: str,
+    architecture: str,
+    has_instructions: bool,
+    has_kernels: bool,
     expected: str,
 ) -> None:
-    instructions = SimpleNamespace(_is_mkldnn_bf16_supported=lambda: supported)
+    instructions = SimpleNamespace(
+        _is_mkldnn_bf16_supported=lambda: has_instructions,
+        _is_mkldnn_fp16_supported=lambda: has_instructions,
+    )
+
     monkeypatch.setattr(torch.ops, "mkldnn", instructions)
-    assert process.choose_dtype(dtype, device, cpu_kernels=cpu_kernels) == expected
+    monkeypatch.setattr(process, "kernels_available", lambda: has_kernels)
+    config = EngineConfig()
+    config.dtype = dtype  # type: ignore[assignment]
+    model = SimpleNamespace(dtype=checkpoint, architecture=architecture)
+    assert process.choose_dtype(config, model, CPU) == expected  # type: ignore[arg-type]
+    assert process.choose_dtype(config, model, torch.device("cuda")) == dtype  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,116 @@
+"""Future use of KV blocks, as pure functions of arrays: no step is played through.
+
+Time t counts steps from now. N sequences; each holds the blocks of its prompt until it starts to
+decode at `starts`, takes one token per step from then on, and gives everything back after `ends`.
+A block of the prefix tree counts once: for the sequence among its holders that ends last.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loads:
+    """What N sequences hold and will hold; all int64[N]."""
+
+    num_tokens: np.ndarray
+    """Tokens in the KV cache when it starts to decode (or now, if it decodes)."""
+    starts: np.ndarray
+    """Step after which its tokens grow; 0 if it decodes."""
+    ends: np.ndarray
+    """Last step at which it holds its blocks; at least `starts`."""
+    num_tree_blocks: np.ndarray
+    """Blocks of its table that are nodes of the prefix tree."""
+    num_owned_blocks: np.ndarray
+    """Those of them that no other holder outlives."""
+
+    @property
+    def size(self) -> int:
+        return self.ends.size
+
+    def joined(self, other: "Loads") -> "Loads":
+        """Both sets of sequences."""
+        return Loads(
+            num_tokens=np.concatenate([self.num_tokens, other.num_tokens]),
+            starts=np.concatenate([self.starts, other.starts]),
+            ends=np.concatenate([self.ends, other.ends]),
+            num_tree_blocks=np.concatenate([self.num_tree_blocks, other.num_tree_blocks]),
+            num_owned_blocks=np.concatenate([self.num_owned_blocks, other.num_owned_blocks]),
+        )
+
+
+def usage_at(loads: Loads, times: np.ndarray, page_size: int) -> np.ndarray:
+    """Blocks in use at each of `times` (int64[T], each >= 0).
+
+    A sequence that decodes at time t has ceil((num_tokens - start + t) / page_size) blocks. With
+    num_tokens - start + page_size - 1 = q * page_size + m, that is q + t // page_size, and one more
+    if m + t % page_size reaches page_size; so the sum over sequences needs only the sum of q, their
+    number, and how many have an m that is large enough, all of them running sums over the order
+    in which sequences start and end.
+    """
+    by_start, by_end = np.argsort(loads.starts), np.argsort(loads.ends)
+    num_started = np.searchsorted(loads.starts[by_start], times, side="right")
+    num_ended = np.searchsorted(loads.ends[by_end], times, side="left")
+    prompt_blocks = -(-loads.num_tokens // page_size)
+    q, m = np.divmod(loads.num_tokens - loads.starts + page_size - 1, page_size)
+    fixed = loads.num_owned_blocks - loads.num_tree_blocks
+    usage = _sum_after(prompt_blocks[by_start], num_started)
+    usage += _sum_after(fixed[by_end], num_ended)
+    usage += _sum_before(q[by_start], num_started) - _sum_before(q[by_end], num_ended)
+    usage += (num_started - num_ended) * (times // page_size)
+    least_m = page_size - times % page_size
+    usage += _count_before(m[by_start], num_started, least_m, page_size)
+    usage -= _count_before(m[by_end], num_ended, least_m, page_size)
+    return usage
+
+
+def peak_usage(loads: Loads, page_size: int) -> int:
+    """The most blocks that are ever in use: usage falls only where a sequence ends."""
+    if not loads.size:
+        return 0
+    return int(usage_at(loads, np.unique(loads.ends), page_size).max())
+
+
+def owned_blocks(tables: np.ndarray, num_tree_blocks: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Per sequence, the tree blocks that it is the last to hold; among equals, any one of them.
+
+    tables int32[N, W]: block ids, of which the first `num_tree_blocks` of a row count.
+    """
+    if not tables.size:
+        return np.zeros(ends.size, np.int64)
+    order = np.argsort(ends, kind="stable")
+    is_tree = np.arange(tables.shape[1]) < num_tree_blocks[order, None]
+    blocks = tables[order][is_tree]
+    rows = np.repeat(np.arange(order.size), num_tree_blocks[order])
+    last_row = np.zeros(int(blocks.max(initial=0)) + 1, np.int64)
+    last_row[blocks] = rows  # of rows with the same block, the last one stays
+    owned = np.zeros(ends.size, np.int64)
+    owned[order] = np.bincount(rows[last_row[blocks] == rows], minlength=order.size)
+    return owned
+
+
+def prefill_finish_times(num_tokens: np.ndarray, tokens_per_step: int) -> np.ndarray:
+    """Step at which each of these prefills, done one after the other, is through."""
+    return -(-np.cumsum(num_tokens) // tokens_per_step)
+
+
+def _sum_before(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Sum of the first `counts` values, for each count."""
+    sums = np.zeros(values.size + 1, np.int64)
+    np.cumsum(values, out=sums[1:])
+    return sums[counts]
+
+
+def _sum_after(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Sum of all but the first `counts` values, for each count."""
+    return values.sum() - _sum_before(values, counts)
+
+
+def _count_before(
+    values: np.ndarray, counts: np.ndarray, least: np.ndarray, page_size: int
+) -> np.ndarray:
+    """How many of the first `counts` values, all below `page_size`, are at least `least`."""
+    running = np.zeros((values.size + 1, page_size + 1), np.int32)
+    np.cumsum(values[:, None] >= np.arange(page_size + 1), axis=0, dtype=np.int32, out=running[1:])
+    return running[counts, least]

@@ -1,0 +1,124 @@
+"""The real manager and the real runner in one process, joined by channels that encode messages."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tests.numerics.batch_driver import CPU, load
+from tokasaurus.ipc.channels import MemoryChannel
+from tokasaurus.ipc.messages.to_manager import (
+    GenerateRequest,
+    ServerHello,
+    TokenSampling,
+    ToManager,
+    WorkerReady,
+)
+from tokasaurus.ipc.messages.to_server import EngineOutputs, RequestFinished, ToServer
+from tokasaurus.ipc.messages.to_worker import StepInput, ToWorker
+from tokasaurus.manager.loop import Manager
+from tokasaurus.manager.settings import ManagerSettings
+from tokasaurus.model.registry import ModelPath
+from tokasaurus.worker.torch_runner import RunnerSettings, TorchRunner
+
+GREEDY = TokenSampling(temperature=0.0, num_top_logprobs=0)
+PAGE_SIZE = 8
+
+
+class WholeEngine:
+    """Small blocks, small steps, steps ahead, and the newest sequence preempted now and then."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        model_path: ModelPath = "native",
+        attention_backend: str = "torch",
+        num_kv_tokens: int = 4096,
+        preempt_every_steps: int = 5,
+    ) -> None:
+        self.runner = TorchRunner(
+            RunnerSettings(
+                device=CPU,
+                attention_backend=attention_backend,
+                cpu_kernels=attention_backend == "cpu",
+                page_size=PAGE_SIZE,
+                kv_cache_num_tokens=num_kv_tokens,
+                max_tokens_per_forward=100,
+                max_seqs_per_forward=64,
+            ),
+            lambda progress: load(folder, model_path),
+        )
+        self.runner.load(lambda fraction, text: None)
+        self.runner.warm_up(lambda fraction, text: None)
+        self._to_manager: MemoryChannel[ToManager] = MemoryChannel(ToManager)
+        self._to_worker: MemoryChannel[StepInput] = MemoryChannel(ToWorker)
+        self._to_server: MemoryChannel[ToServer] = MemoryChannel(ToServer)
+        self.manager = Manager(
+            ManagerSettings(
+                page_size=PAGE_SIZE,
+                max_tokens_per_forward=100,
+                max_seqs_per_forward=64,
+                scheduling_steps_ahead=2,
+                debug_checks=True,
+                debug_preempt_every_steps=preempt_every_steps,
+            ),
+            WorkerReady(
+                rank=0,
+                capabilities=self.runner.capabilities,
+                num_blocks=self.runner.num_blocks,
+                max_model_len=self.runner.max_model_len,
+                vocab_size=self.runner.vocab_size,
+                description=self.runner.description,
+            ),
+            self._to_manager,
+            [self._to_worker],
+            lambda address: self._to_server,
+        )
+        self.manager.greet(ServerHello(0, "memory"))
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], samplings: Sequence[TokenSampling], max_tokens: int
+    ) -> tuple[list[list[int]], list[list[float]], list[RequestFinished]]:
+        """Tokens, log-probabilities and ends of prompts that all arrive at once."""
+        for request_id, (prompt, sampling) in enumerate(zip(prompts, samplings, strict=True)):
+            self._to_manager.send(
+                GenerateRequest(
+                    request_id=request_id,
+                    prompt_ids=np.array(prompt, np.int32),
+                    sampling=sampling,
+                    max_tokens=max_tokens,
+                )
+            )
+        tokens: dict[int, list[int]] = defaultdict(list)
+        logprobs: dict[int, list[float]] = defaultdict(list)
+        ends: dict[int, RequestFinished] = {}
+        while len(ends) < len(prompts):
+            self.manager.tick()
+            steps = self._to_worker.drain()
+            assert steps or self.manager.engine.num_steps_in_flight == 0
+            for step in steps:
+                self._to_manager.send(self.runner.execute(step).result())
+            for message in self._to_server.drain():
+                if isinstance(message, EngineOutputs):
+                    _collect(message, tokens, logprobs, ends)
+        order = range(len(prompts))
+        return [tokens[i] for i in order], [logprobs[i] for i in order], [ends[i] for i in order]
+
+
+def _collect(
+    message: EngineOutputs,
+    tokens: dict[int, list[int]],
+    logprobs: dict[int, list[float]],
+    ends: dict[int, RequestFinished],
+) -> None:
+    start = 0
+    for request_id, count in zip(message.request_ids, message.num_tokens, strict=True):
+        tokens[int(request_id)] += message.token_ids[start : start + count].tolist()
+        start += count
+    for entry in message.logprobs:
+        logprobs[entry.request_id] += entry.logprobs.tolist()
+    for end in message.finished:
+        assert end.request_id not in ends, "a request ended twice"
+        ends[end.request_id] = end

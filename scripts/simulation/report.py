@@ -14,7 +14,7 @@ _RAMP_SHARE = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """All times are virtual except the CPU's, which replaying took; a NaN says that there was nothing to measure."""
+    """Times are virtual; those of the CPU are what replaying took. NaN: nothing to measure."""
 
     num_requests: int
     num_refused: int

@@ -14,19 +14,28 @@ _MIN_GAP = np.float32(2.0**-20)
 _MAX_GAP = np.float32(2.0**16)
 _FIRST_BIN = int(_MIN_GAP.view(np.int32)) >> _BITS_SHIFT
 _NUM_BINS = (int(_MAX_GAP.view(np.int32)) >> _BITS_SHIFT) - _FIRST_BIN + 1
+_MAX_PENDING = 65_536
 
 
 class GapHistogram:
     """Counts intervals by their logarithm."""
 
     def __init__(self) -> None:
-        self.counts = np.zeros(_NUM_BINS, np.int64)
+        self._counts = np.zeros(_NUM_BINS, np.int64)
+        self._pending: list[np.ndarray] = []
+        self._num_pending = 0
+
+    @property
+    def counts(self) -> np.ndarray:
+        """int64 per bin."""
+        self._flush()
+        return self._counts
 
     def add(self, seconds: np.ndarray) -> None:
-        gaps = seconds.astype(np.float32)
-        np.clip(gaps, _MIN_GAP, _MAX_GAP, out=gaps)
-        bins = (gaps.view(np.int32) >> _BITS_SHIFT) - _FIRST_BIN
-        self.counts += np.bincount(bins, minlength=_NUM_BINS)
+        self._pending.append(seconds)
+        self._num_pending += seconds.size
+        if self._num_pending >= _MAX_PENDING or len(self._pending) >= _MAX_PENDING:
+            self._flush()
 
     def percentile(self, percent: float) -> float:
         """NaN if there is nothing."""
@@ -36,6 +45,16 @@ class GapHistogram:
         index = int(np.searchsorted(total, percent / 100 * total[-1]))
         bits = np.array([(index + _FIRST_BIN) << _BITS_SHIFT], np.int32)
         return float(bits.view(np.float32)[0])
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        gaps = np.concatenate(self._pending).astype(np.float32)
+        self._pending.clear()
+        self._num_pending = 0
+        np.clip(gaps, _MIN_GAP, _MAX_GAP, out=gaps)
+        bins = (gaps.view(np.int32) >> _BITS_SHIFT) - _FIRST_BIN
+        self._counts += np.bincount(bins, minlength=_NUM_BINS)
 
 
 class RequestLog:

@@ -72,10 +72,13 @@ def peak_usage(loads: Loads, page_size: int) -> int:
     return int(usage_at(loads, np.unique(loads.ends), page_size).max())
 
 
-def owned_blocks(tables: np.ndarray, num_tree_blocks: np.ndarray, ends: np.ndarray) -> np.ndarray:
+def owned_blocks(
+    tables: np.ndarray, num_tree_blocks: np.ndarray, ends: np.ndarray, owners: np.ndarray
+) -> np.ndarray:
     """Per sequence, the tree blocks that it is the last to hold; among equals, any one of them.
 
     tables int32[N, W]: block ids, of which the first `num_tree_blocks` of a row count.
+    owners intp[num_blocks]: is set to the owner's row for each of those blocks.
     """
     if not tables.size:
         return np.zeros(ends.size, np.int64)
@@ -83,11 +86,9 @@ def owned_blocks(tables: np.ndarray, num_tree_blocks: np.ndarray, ends: np.ndarr
     is_tree = np.arange(tables.shape[1]) < num_tree_blocks[order, None]
     blocks = tables[order][is_tree]
     rows = np.repeat(np.arange(order.size), num_tree_blocks[order])
-    last_row = np.zeros(int(blocks.max(initial=0)) + 1, np.int64)
-    last_row[blocks] = rows  # of rows with the same block, the last one stays
-    owned = np.zeros(ends.size, np.int64)
-    owned[order] = np.bincount(rows[last_row[blocks] == rows], minlength=order.size)
-    return owned
+    rows = order[rows]
+    owners[blocks] = rows  # of rows with the same block, the last one stays
+    return np.bincount(rows[owners[blocks] == rows], minlength=order.size)
 
 
 def prefill_finish_times(num_tokens: np.ndarray, tokens_per_step: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from tokasaurus.errors import ProtocolError
 from tokasaurus.ipc.messages.to_manager import GenerateRequest, StepOutput, WorkerReady
 from tokasaurus.ipc.messages.to_server import EngineOutputs, FinishReason, RequestFinished
 from tokasaurus.ipc.messages.to_worker import StepInput
-from tokasaurus.manager.onboarding import AdmissionPolicy, Onboarder, ReserveAllTokens
+from tokasaurus.manager.onboarding import AdmissionPolicy, Onboarder
 from tokasaurus.manager.output_handling import OutputHandler
 from tokasaurus.manager.preemption import Preempter
 from tokasaurus.manager.queues import RequestQueue
@@ -15,9 +15,11 @@ from tokasaurus.manager.running_set import RunningSet
 from tokasaurus.manager.scheduler import Scheduler
 from tokasaurus.manager.sequence import Sequence, SequenceState
 from tokasaurus.manager.settings import ManagerSettings
+from tokasaurus.manager.simulated_admission import SimulateFuture
 from tokasaurus.manager.stats import Counters, Gauges
 from tokasaurus.manager.step_building import StepBuilder, StepInFlight
 from tokasaurus.manager.stop_tokens import StopTokens
+from tokasaurus.manager.stopping_predictor import StoppingPredictor
 
 log = logging.getLogger(__name__)
 
@@ -37,13 +39,14 @@ class Engine:
         self.running = RunningSet(
             settings.num_slots, worker.max_model_len, worker.num_blocks, settings.page_size
         )
+        self.policy = policy or SimulateFuture(settings, StoppingPredictor())
         self._worker = worker
         self._sequences: dict[int, Sequence] = {}
         """All that have not ended, by request id."""
         self._num_arrivals = 0
         self._stop_tokens = StopTokens(worker.vocab_size)
         self._preempter = Preempter(self.queue, self.running)
-        self._onboarder = Onboarder(self.queue, self.running, policy or ReserveAllTokens())
+        self._onboarder = Onboarder(self.queue, self.running, self.policy)
         self._scheduler = Scheduler(settings, worker.capabilities, self.running, self._preempter)
         self._builder = StepBuilder(self.running)
         self._in_flight: deque[StepInFlight] = deque()
@@ -159,6 +162,11 @@ class Engine:
         if sequence.state is SequenceState.QUEUED:
             self.queue.remove(sequence)
         else:
+            num_outputs = int(self.running.slots.num_known[sequence.slot])
+            num_outputs -= sequence.num_prompt_tokens
+            # A stop string found by the server looks like a cancellation.
+            is_stop = reason in ("stop", "cancelled")
+            self.policy.observe(sequence, num_outputs, is_stop=is_stop)
             self.running.release(sequence, is_sound=reason != "error")
         sequence.state = SequenceState.FINISHED
         del self._sequences[sequence.request_id]
@@ -177,6 +185,8 @@ class Engine:
     def check_invariants(self) -> None:
         self.running.check_invariants()
         self.queue.check_invariants()
+        if isinstance(self.policy, SimulateFuture):
+            self.policy.check_invariants(self.running)
         self._stop_tokens.check_invariants(
             [sequence.request.stop_token_ids for sequence in self._sequences.values()]
         )

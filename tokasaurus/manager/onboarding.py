@@ -1,5 +1,6 @@
 """Admits queued sequences, in order, as long as the policy says that their blocks fit."""
 
+from itertools import islice
 from typing import Protocol
 
 from tokasaurus.manager.queues import RequestQueue
@@ -8,24 +9,44 @@ from tokasaurus.manager.sequence import Sequence
 
 
 class AdmissionPolicy(Protocol):
-    """Says whether one more sequence fits; blocks that it shares count once."""
+    """Says whether more sequences fit. Of what they share with running ones, nothing counts twice;
+    what candidates would share with each other may."""
 
-    def admits(self, running: RunningSet, match: PrefixMatch) -> bool: ...
+    def begin(self) -> None:
+        """A round of questions begins."""
+
+    def admits(self, running: RunningSet, matches: list[PrefixMatch]) -> bool:
+        """Whether all of these fit; if so, they are seated before the next question."""
+
+    def settle(self, sequences: list[Sequence]) -> None:
+        """The sequences that were admitted last have their seats."""
+
+    def observe(self, sequence: Sequence, num_outputs: int, *, is_stop: bool) -> None:
+        """A running sequence ended after so many outputs, by itself or because it had to."""
 
 
 class ReserveAllTokens:
     """Sets blocks aside as if every sequence ended by length: nothing is ever preempted."""
 
-    def admits(self, running: RunningSet, match: PrefixMatch) -> bool:
+    def begin(self) -> None:
+        pass
+
+    def admits(self, running: RunningSet, matches: list[PrefixMatch]) -> bool:
         free = running.blocks.num_available - running.num_reserved_blocks
-        return match.num_final_blocks <= free
+        return sum(match.num_final_blocks for match in matches) <= free
+
+    def settle(self, sequences: list[Sequence]) -> None:
+        pass
+
+    def observe(self, sequence: Sequence, num_outputs: int, *, is_stop: bool) -> None:
+        pass
 
 
-class ReserveKnownTokens:
+class ReserveKnownTokens(ReserveAllTokens):
     """Admits what fits now and leaves it to preemption when outputs grow."""
 
-    def admits(self, running: RunningSet, match: PrefixMatch) -> bool:
-        return match.num_new_blocks <= running.blocks.num_available
+    def admits(self, running: RunningSet, matches: list[PrefixMatch]) -> bool:
+        return sum(match.num_new_blocks for match in matches) <= running.blocks.num_available
 
 
 class Onboarder:
@@ -39,21 +60,41 @@ class Onboarder:
         """(request, releases) of the last refusal: nothing can have changed until a release."""
 
     def onboard(self) -> None:
-        """Admit until the head of the queue does not fit; nobody overtakes it."""
-        while self._running.slots.num_free_slots:
-            sequence = self._queue.head()
-            if sequence is None:
+        """Admit until the head of the queue does not fit; nobody overtakes it.
+
+        The number that is asked for at once doubles while they fit and halves when they don't.
+        """
+        num_asked = 1
+        has_begun = False
+        while (num_free := self._running.slots.num_free_slots) and len(self._queue):
+            if not has_begun and self._is_refused():
                 return
-            if self._refused == (sequence.request_id, self._running.num_releases):
-                return
-            if not self._onboard_head(sequence):
-                self._refused = (sequence.request_id, self._running.num_releases)
+            if not has_begun:
+                self._policy.begin()
+                has_begun = True
+            candidates = list(islice(self._queue, min(num_asked, num_free)))
+            if self._onboard_all(candidates):
+                num_asked *= 2
+            elif len(candidates) > 1:
+                num_asked = len(candidates) // 2
+            else:
+                self._refused = (candidates[0].request_id, self._running.num_releases)
                 return
 
-    def _onboard_head(self, sequence: Sequence) -> bool:
-        match = self._running.match(sequence)
-        if not self._policy.admits(self._running, match):
+    def _is_refused(self) -> bool:
+        head = self._queue.head()
+        assert head is not None
+        return self._refused == (head.request_id, self._running.num_releases)
+
+    def _onboard_all(self, candidates: list[Sequence]) -> bool:
+        """Seat all of these if the policy lets them in."""
+        running = self._running
+        matches = [running.match(sequence) for sequence in candidates]
+        if not self._policy.admits(running, matches):
             return False
-        self._queue.remove(sequence)
-        self._running.onboard(sequence, match)
+        for index, match in enumerate(matches):
+            self._queue.remove(match.sequence)
+            # Those before it may have inserted blocks that it shares, or evicted some of its own.
+            running.onboard(running.match(match.sequence) if index else match)
+        self._policy.settle(candidates)
         return True

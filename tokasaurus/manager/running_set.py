@@ -21,6 +21,7 @@ _KEY_TYPE = np.dtype("<i4")
 class PrefixMatch:
     """What onboarding a sequence would find and take."""
 
+    sequence: Sequence
     path: list[int]
     """Tree nodes for the first of its tokens."""
     token_bytes: bytes
@@ -72,14 +73,16 @@ class RunningSet:
             path = self.blocks.tree.match(salt, token_bytes, max_matched)
         num_shared = len(path) - self.blocks.num_cached_among(path)
         return PrefixMatch(
+            sequence=sequence,
             path=path,
             token_bytes=token_bytes,
             num_new_blocks=sequence.num_initial_blocks(self.page_size) - num_shared,
             num_final_blocks=sequence.max_num_blocks(self.page_size) - num_shared,
         )
 
-    def onboard(self, sequence: Sequence, match: PrefixMatch) -> None:
-        """Seat `sequence` at the end of the prefill line; its new blocks must be available."""
+    def onboard(self, match: PrefixMatch) -> None:
+        """Seat the sequence at the end of the prefill line; its new blocks must be available."""
+        sequence = match.sequence
         self.refresh_decode_slots()  # before a seat is used again
         path = match.path
         self.blocks.acquire(path)
@@ -87,14 +90,15 @@ class RunningSet:
         new_blocks = self.blocks.allocate(num_blocks - len(path))
         table = np.concatenate([np.array(path, np.int32), new_blocks])
         slot = self.slots.seat(sequence, table)
-        sequence.num_matched_blocks = sequence.num_shared_blocks = len(path)
+        sequence.num_matched_blocks = num_tree_blocks = len(path)
         if sequence.is_cacheable:
             num_full = sequence.token_ids.size // self.page_size
             own = new_blocks[: num_full - len(path)].tolist()
             parent = path[-1] if path else sequence.request.cache_salt
             token_bytes = match.token_bytes[4 * self.page_size * len(path) :]
             shared = self.blocks.share(parent, token_bytes, own, are_computed=False)
-            sequence.num_shared_blocks += len(shared)
+            num_tree_blocks += len(shared)
+        self.slots.num_tree_blocks[slot] = num_tree_blocks
         sequence.state = SequenceState.PREFILLING
         sequence.has_started = False
         self.prefilling[slot] = sequence
@@ -166,7 +170,7 @@ class RunningSet:
         self.stop_decoding(sequence)
         self.prefilling.pop(slot, None)
         table = self.slots.blocks(slot)
-        path: list[int] = table[: sequence.num_shared_blocks].tolist()
+        path: list[int] = table[: self.slots.num_tree_blocks[slot]].tolist()
         if is_sound:
             path += self._share_computed(sequence, table)
         self.num_reserved_blocks -= int(self.slots.max_num_blocks[slot]) - table.size
@@ -181,7 +185,7 @@ class RunningSet:
 
     def _share_computed(self, sequence: Sequence, table: np.ndarray) -> list[int]:
         """Insert its private full blocks whose tokens are known and computed into the tree."""
-        slot, first = sequence.slot, sequence.num_shared_blocks
+        slot, first = sequence.slot, int(self.slots.num_tree_blocks[sequence.slot])
         num_computed = min(self.slots.num_known[slot], self.slots.num_scheduled[slot])
         last = int(num_computed) // self.page_size
         if last <= first:
@@ -207,8 +211,9 @@ class RunningSet:
             table = slots.blocks(sequence.slot)
             ref_counts[table] += 1
             num_reserved += int(slots.max_num_blocks[sequence.slot]) - table.size
-            assert self.blocks.tree.is_node[table[: sequence.num_shared_blocks]].all()
-            assert not self.blocks.tree.is_node[table[sequence.num_shared_blocks :]].any()
+            num_tree_blocks = slots.num_tree_blocks[sequence.slot]
+            assert self.blocks.tree.is_node[table[:num_tree_blocks]].all()
+            assert not self.blocks.tree.is_node[table[num_tree_blocks:]].any()
             is_prefilling = sequence.state is SequenceState.PREFILLING
             assert is_prefilling == (sequence.slot in self.prefilling)
         assert (ref_counts == self.blocks.ref_counts).all(), "reference counts are off"

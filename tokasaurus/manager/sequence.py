@@ -3,6 +3,7 @@
 What changes with every token of a running sequence lives in the `SlotTable`.
 """
 
+import zlib
 from dataclasses import dataclass
 from enum import Enum
 
@@ -30,13 +31,13 @@ class Sequence:
     """Rises with every request; what is older goes first and is preempted last."""
     token_ids: np.ndarray
     """int32: prompt, then outputs from before a preemption or recovery."""
+    kind: int
+    """Sequences of one kind are likely to stop alike."""
     state: SequenceState = SequenceState.QUEUED
     slot: int = -1
     """Its seat while PREFILLING or DECODING."""
-    num_shared_blocks: int = 0
-    """Blocks at the head of its table that are nodes of the prefix tree."""
     num_matched_blocks: int = 0
-    """Those of them that were in the tree before it was onboarded."""
+    """Blocks at the head of its table that were in the prefix tree before it was onboarded."""
     has_started: bool = False
     """The worker knows its slot."""
     is_preempting: bool = False
@@ -52,7 +53,9 @@ class Sequence:
         token_ids = request.prompt_ids
         if request.output_ids is not None and request.output_ids.size:
             token_ids = np.concatenate([token_ids, request.output_ids])
-        return cls(request=request, arrival=arrival, token_ids=token_ids)
+        # What ends by length alone says nothing about what may stop.
+        kind = 2 * zlib.crc32(request.predictor_key.encode()) + bool(request.stop_token_ids)
+        return cls(request=request, arrival=arrival, token_ids=token_ids, kind=kind)
 
     @property
     def request_id(self) -> int:

@@ -49,14 +49,14 @@ class StoppingPredictor:
         """
         self._prior_weight = prior_weight
         self._buffer = buffer
-        self._kinds: OrderedDict[str, _Kind] = OrderedDict()
+        self._kinds: OrderedDict[int, _Kind] = OrderedDict()
 
     @property
     def num_kinds(self) -> int:
         """Kinds of request that are remembered."""
         return len(self._kinds)
 
-    def observe(self, kind: str, num_tokens: int, *, is_stop: bool) -> None:
+    def observe(self, kind: int, num_tokens: int, *, is_stop: bool) -> None:
         """A sequence of this kind ended after `num_tokens` outputs, by itself if `is_stop`."""
         if num_tokens < 1:
             return
@@ -67,7 +67,7 @@ class StoppingPredictor:
         known.add(num_tokens, is_stop=is_stop)
 
     def remaining(
-        self, kind: str, num_tokens: np.ndarray, max_tokens: np.ndarray, running: np.ndarray
+        self, kind: int, num_tokens: np.ndarray, max_tokens: np.ndarray, running: np.ndarray
     ) -> np.ndarray:
         """int64[N]: outputs still to come after `num_tokens` (int[N]), at most up to `max_tokens`.
 

@@ -63,7 +63,7 @@ def _loads(sequences: list[_Sequence]) -> Loads:
         starts=np.array([sequence.start for sequence in sequences]),
         ends=ends,
         num_tree_blocks=num_tree_blocks,
-        num_owned_blocks=owned_blocks(tables, num_tree_blocks, ends),
+        num_owned_blocks=owned_blocks(tables, num_tree_blocks, ends, np.full(100, -1)),
     )
 
 

@@ -21,7 +21,9 @@ def test_order_is_that_of_a_sorted_list(operations: list[tuple[str, int, int]]) 
             request = make_request(arrival, [1], priority=priority)
             # A preempted sequence may be older than others that were preempted before it.
             age = -(choice * 1000) - arrival if kind == "p" else arrival
-            sequence = Sequence(request=request, arrival=age, token_ids=np.array([1], np.int32))
+            sequence = Sequence(
+                request=request, arrival=age, token_ids=np.array([1], np.int32), kind=0
+            )
             is_new = kind != "p"
             (queue.push if is_new else queue.push_preempted)(sequence)
             waiting.append((priority, is_new, age, sequence))

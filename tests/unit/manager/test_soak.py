@@ -1,12 +1,21 @@
 """Thousands of random requests: whatever happens, tokens are right and nothing is left behind."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.manager.harness import Harness, make_request
-from tokasaurus.manager.onboarding import ReserveAllTokens, ReserveKnownTokens
+from tokasaurus.manager.onboarding import AdmissionPolicy, ReserveAllTokens, ReserveKnownTokens
+
+POLICIES: dict[str, Callable[[], AdmissionPolicy | None]] = {
+    "reserve": ReserveAllTokens,
+    "overcommit": ReserveKnownTokens,
+    "simulate": lambda: None,
+}
+"""None is the engine's own."""
 
 
 def _soak(harness: Harness, rng: np.random.Generator, num_requests: int) -> None:
@@ -45,24 +54,22 @@ def _random_request(rng: np.random.Generator, prefixes: list[list[int]], index: 
 
 
 @pytest.mark.parametrize(
-    ("seed", "steps_ahead", "interval", "mixed_batches", "overcommits"),
+    ("seed", "steps_ahead", "interval", "mixed_batches", "policy"),
     [
-        (0, 1, 0, True, False),
-        (1, 0, 3, True, False),
-        (2, 2, 4, True, True),
-        (3, 1, 0, True, True),
-        (4, 3, 2, False, True),
-        (5, 1, 7, False, False),
+        (0, 1, 0, True, "reserve"),
+        (1, 0, 3, True, "reserve"),
+        (2, 2, 4, True, "overcommit"),
+        (3, 1, 0, True, "simulate"),
+        (4, 3, 2, False, "simulate"),
+        (5, 1, 7, False, "simulate"),
     ],
 )
-def test_soak(
-    seed: int, steps_ahead: int, interval: int, mixed_batches: bool, overcommits: bool
-) -> None:
+def test_soak(seed: int, steps_ahead: int, interval: int, mixed_batches: bool, policy: str) -> None:
     harness = Harness(
         num_blocks=40,
         page_size=3,
         num_servers=2,
-        policy=ReserveKnownTokens() if overcommits else ReserveAllTokens(),
+        policy=POLICIES[policy](),
         mixed_batches=mixed_batches,
         broken_seeds=frozenset({5}),
         scheduling_steps_ahead=steps_ahead,
@@ -87,7 +94,7 @@ def test_soak(
     num_slots=st.integers(1, 12),
     budget=st.integers(1, 60),
     mixed_batches=st.booleans(),
-    overcommits=st.booleans(),
+    policy=st.sampled_from(sorted(POLICIES)),
 )
 def test_any_settings(
     seed: int,
@@ -98,13 +105,13 @@ def test_any_settings(
     num_slots: int,
     budget: int,
     mixed_batches: bool,
-    overcommits: bool,
+    policy: str,
 ) -> None:
     harness = Harness(
         num_blocks=num_blocks,
         page_size=page_size,
         num_servers=2,
-        policy=ReserveKnownTokens() if overcommits else ReserveAllTokens(),
+        policy=POLICIES[policy](),
         mixed_batches=mixed_batches,
         scheduling_steps_ahead=steps_ahead,
         max_tokens_per_forward=budget,

@@ -1,0 +1,139 @@
+"""What the running sequences will hold, and whether more of them fit: built once, then extended.
+
+Adding candidates to a forecast gives the same as building it anew with them in their seats.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from tokasaurus.manager.block_usage import Loads, owned_blocks, peak_usage, prefill_finish_times
+from tokasaurus.manager.running_set import PrefixMatch, RunningSet
+from tokasaurus.manager.sequence import Sequence
+
+PredictRemaining = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+"""(kinds, outputs so far, max_tokens) of N sequences -> outputs still to come, int64[N]."""
+
+
+class Forecast:
+    """Loads of the seated sequences, and of the candidates accepted since."""
+
+    def __init__(
+        self, running: RunningSet, predict: PredictRemaining, prefill_rate: int, end_lag: int
+    ) -> None:
+        """`prefill_rate`: tokens prefilled per step. `end_lag`: steps from a sequence's last token
+        until its blocks come back."""
+        self._running = running
+        self._predict = predict
+        self._prefill_rate = prefill_rate
+        self._end_lag = end_lag
+        self._num_backlog_tokens = 0
+        """Tokens that all prefills so far have to compute."""
+        self.loads = self._seated_loads()
+
+    def accepts(self, matches: list[PrefixMatch], max_blocks: int) -> bool:
+        """Add these candidates if the blocks in use never exceed `max_blocks` with them."""
+        joined = self.loads.joined(self._candidate_loads(matches))
+        changes = [
+            self._take_over(match.path, self.loads.size + index, joined)
+            for index, match in enumerate(matches)
+            if match.path
+        ]
+        if peak_usage(joined, self._running.page_size) <= max_blocks:
+            self.loads = joined
+            self._num_backlog_tokens += sum(map(self._num_uncached_tokens, matches))
+            return True
+        for path, owners in reversed(changes):
+            self._owners[path] = owners
+        return False
+
+    def settle(self, sequences: list[Sequence]) -> None:
+        """These accepted candidates, in order and the last ones added, have their seats now."""
+        loads, slots = self.loads, self._running.slots
+        first = loads.size - len(sequences)
+        for row, sequence in enumerate(sequences, start=first):
+            num_tree_blocks = int(slots.num_tree_blocks[sequence.slot])
+            fresh = slots.blocks(sequence.slot)[sequence.num_matched_blocks : num_tree_blocks]
+            self._owners[fresh] = row
+            loads.num_tree_blocks[row] = num_tree_blocks
+            loads.num_owned_blocks[row] += fresh.size
+
+    def _seated_loads(self) -> Loads:
+        slots = self._running.slots
+        seated = np.array([s is not None for s in slots.sequences], bool).nonzero()[0]
+        num_tokens = slots.num_scheduled[seated].astype(np.int64)
+        starts = np.zeros(seated.size, np.int64)
+        row_of = np.zeros(slots.num_slots, np.intp)
+        row_of[seated] = np.arange(seated.size)
+        prefilling = np.fromiter(self._running.prefilling, np.intp)
+        if prefilling.size:
+            rows = row_of[prefilling]
+            num_initial = slots.num_known[prefilling].astype(np.int64)
+            matched = np.array(
+                [self._uncomputed_start(s) for s in self._running.prefilling.values()], np.int64
+            )
+            num_left = num_initial - matched
+            num_tokens[rows] = num_initial
+            starts[rows] = prefill_finish_times(num_left, self._prefill_rate)
+            self._num_backlog_tokens = int(num_left.sum())
+        num_steps = self._predict(
+            slots.kinds[seated],
+            slots.num_drawn[seated] - slots.num_prompt_tokens[seated],
+            slots.max_num_tokens[seated] - slots.num_prompt_tokens[seated],
+        )
+        num_steps[row_of[prefilling]] -= 1  # the last chunk of a prefill draws a token
+        ends = starts + num_steps + self._end_lag
+        is_waiting = ~slots.is_decoding[seated]
+        is_waiting[row_of[prefilling]] = False
+        ends[is_waiting] = 0
+        num_tree_blocks = slots.num_tree_blocks[seated].astype(np.int64)
+        tables = slots.block_table[seated, : int(num_tree_blocks.max(initial=0))]
+        # Per block of the tree, the row of the holder that ends last; -1 if nobody holds it.
+        self._owners = np.full(self._running.blocks.num_blocks, -1, np.intp)
+        owned = owned_blocks(tables, num_tree_blocks, ends, self._owners)
+        return Loads(
+            num_tokens=num_tokens,
+            starts=starts,
+            ends=ends,
+            num_tree_blocks=num_tree_blocks,
+            num_owned_blocks=owned,
+        )
+
+    def _uncomputed_start(self, sequence: Sequence) -> int:
+        if sequence.has_started:
+            return int(self._running.slots.num_scheduled[sequence.slot])
+        return sequence.num_matched_blocks * self._running.page_size
+
+    def _candidate_loads(self, matches: list[PrefixMatch]) -> Loads:
+        sequences = [match.sequence for match in matches]
+        num_tokens = np.array([sequence.token_ids.size for sequence in sequences], np.int64)
+        num_prompt = np.array([sequence.num_prompt_tokens for sequence in sequences], np.int64)
+        num_left = np.array([self._num_uncached_tokens(match) for match in matches], np.int64)
+        num_left[0] += self._num_backlog_tokens
+        starts = prefill_finish_times(num_left, self._prefill_rate)
+        num_steps = self._predict(
+            np.array([sequence.kind for sequence in sequences], np.int64),
+            num_tokens - num_prompt,
+            np.array([sequence.request.max_tokens for sequence in sequences], np.int64),
+        )
+        return Loads(
+            num_tokens=num_tokens,
+            starts=starts,
+            ends=starts + num_steps - 1 + self._end_lag,
+            num_tree_blocks=np.array([len(match.path) for match in matches], np.int64),
+            num_owned_blocks=np.zeros(len(matches), np.int64),
+        )
+
+    def _num_uncached_tokens(self, match: PrefixMatch) -> int:
+        return match.sequence.token_ids.size - len(match.path) * self._running.page_size
+
+    def _take_over(self, path: list[int], row: int, loads: Loads) -> tuple[np.ndarray, np.ndarray]:
+        """Let `row` own the blocks of `path` that it holds longest; returns (path, old owners)."""
+        blocks = np.array(path, np.intp)
+        owners = self._owners[blocks]
+        is_held = owners >= 0
+        is_mine = ~is_held | (loads.ends[owners] < loads.ends[row])
+        np.subtract.at(loads.num_owned_blocks, owners[is_mine & is_held], 1)
+        loads.num_owned_blocks[row] += int(np.count_nonzero(is_mine))
+        self._owners[blocks[is_mine]] = row
+        return blocks, owners

@@ -67,11 +67,14 @@ class StepBuilder:
         return step_input, in_flight
 
     def _added_slot(self, chunk: PrefillChunk) -> AddedSlot:
+        sequence = chunk.sequence
+        sampling = sequence.request.sampling
         return AddedSlot(
             slot=chunk.slot,
             num_cached_tokens=chunk.start,
-            num_prompt_tokens=chunk.sequence.num_prompt_tokens,
-            sampling=chunk.sequence.request.sampling,
+            num_prompt_tokens=sequence.num_prompt_tokens,
+            sampling=sampling,
+            token_ids=sequence.token_ids if sampling.depends_on_tokens else None,
         )
 
     def _appended(self, step: ScheduledStep) -> tuple[np.ndarray, np.ndarray]:

@@ -31,6 +31,29 @@ class TokenSampling(msgspec.Struct, frozen=True, kw_only=True):
     """-1: none. 0: of the drawn token. k: also the k most likely ones."""
     num_prompt_logprobs: int = -1
     """Like `num_top_logprobs`, for each prompt token after the first; >= 0 bypasses the cache."""
+    frequency_penalty: float = 0.0
+    """Taken off a token's logit for each time it stands in the output."""
+    presence_penalty: float = 0.0
+    """Taken off once if it does."""
+    repetition_penalty: float = 1.0
+    """Divides the logit of a token of the prompt or output if positive, else multiplies it."""
+    bias_ids: tuple[int, ...] = ()
+    """Tokens, each once, whose logits `bias_values` are added to."""
+    bias_values: tuple[float, ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()
+    """Nothing else can be drawn; empty: no such limit."""
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    """Token sequences that the output can't contain."""
+
+    @property
+    def depends_on_tokens(self) -> bool:
+        """The draw depends on which tokens came before, beyond what the model sees of them."""
+        return bool(
+            self.frequency_penalty
+            or self.presence_penalty
+            or self.repetition_penalty != 1
+            or any(len(word) > 1 for word in self.bad_words)
+        )
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, tag="generate"):

@@ -22,6 +22,9 @@ class AddedSlot(msgspec.Struct, frozen=True, array_like=True):
     num_prompt_tokens: int
     """Length of the original prompt: output token o has position num_prompt_tokens + o."""
     sampling: TokenSampling
+    token_ids: np.ndarray | None = None
+    """int32: prompt and output so far, cached ones included; None unless the draw depends on them.
+    """
 
 
 class HydragenGroup(msgspec.Struct, frozen=True, array_like=True):

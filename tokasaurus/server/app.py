@@ -5,10 +5,23 @@ from fastapi import FastAPI
 from tokasaurus import __version__
 from tokasaurus.server.errors import install_error_handlers
 from tokasaurus.server.openapi import install_openapi
-from tokasaurus.server.routes import chat_completions, completions, health, models
+from tokasaurus.server.routes import (
+    chat_completions,
+    completions,
+    health,
+    home,
+    models,
+    tokenize,
+)
 from tokasaurus.server.schemas.chat_completions import ChatCompletion, ChatCompletionRequest
 from tokasaurus.server.schemas.completions import Completion, CompletionRequest
 from tokasaurus.server.schemas.models import Model, ModelList
+from tokasaurus.server.schemas.tokenize import (
+    Detokenized,
+    DetokenizeRequest,
+    Tokenized,
+    TokenizeRequest,
+)
 from tokasaurus.server.state import ServerState
 
 
@@ -17,11 +30,11 @@ def create_app(state: ServerState) -> FastAPI:
     app = FastAPI(title="Tokasaurus", version=__version__, redoc_url=None)
     app.state.server = state
     install_error_handlers(app)
-    for module in (completions, chat_completions, models, health):
+    for module in (completions, chat_completions, tokenize, models, health, home):
         app.include_router(module.router)
     install_openapi(
         app,
-        requests=[CompletionRequest, ChatCompletionRequest],
-        responses=[Completion, ChatCompletion, Model, ModelList],
+        requests=[CompletionRequest, ChatCompletionRequest, TokenizeRequest, DetokenizeRequest],
+        responses=[Completion, ChatCompletion, Tokenized, Detokenized, Model, ModelList],
     )
     return app

@@ -43,6 +43,7 @@ class Generation:
         "_num_taken_tokens",
         "_stop_ids",
         "_texts",
+        "cumulative_logprob",
         "discards_output",
         "dp_rank",
         "error",
@@ -75,6 +76,8 @@ class Generation:
         self.dp_rank = dp_rank
         self.discards_output = params.max_tokens == 0
         self.output_ids: list[int] = []
+        self.cumulative_logprob = 0.0
+        """Of `output_ids`, if the request asked for log-probabilities."""
         self.prompt_logprobs: list[TokenLogprob] = []
         """Of the prompt's tokens from the second on, once the first output token is there."""
         self.finish_reason: FinishReason | None = None
@@ -136,7 +139,9 @@ class Generation:
         num_used = self._add_text(token_ids)
         self.output_ids += token_ids if num_used == len(token_ids) else token_ids[:num_used]
         if logprobs:
-            self._logprobs += _pair(token_ids, logprobs)[:num_used]
+            paired = _pair(token_ids, logprobs)[:num_used]
+            self.cumulative_logprob += sum(entry.logprob for entry in paired)
+            self._logprobs += paired
 
     def finish(self, finished: RequestFinished) -> None:
         """Its sequence has ended; all its tokens were added before."""

@@ -89,7 +89,6 @@ PATH = "/v1/completions"
         ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
         ({"stream": True, "stream_options": {"foo": 1}}, "stream_options.foo"),
         ({"stream": True, "stream_options": 5}, "stream_options"),
-        ({"best_of": 2}, "best_of"),
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"presence_penalty": -0.5}, "presence_penalty"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),

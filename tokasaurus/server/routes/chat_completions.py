@@ -6,13 +6,13 @@ import uuid
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from tokasaurus.errors import InvalidRequestError
 from tokasaurus.server.body import parse_body
-from tokasaurus.server.chat_messages import normalize_messages
+from tokasaurus.server.chat_prompts import render_chat
 from tokasaurus.server.choices import ChatChoiceWriter, chat_choice
 from tokasaurus.server.engine_client import Prompt
 from tokasaurus.server.generation import Generation
 from tokasaurus.server.openapi import answers, takes
+from tokasaurus.server.prompt_truncation import truncated
 from tokasaurus.server.schemas.chat_completions import (
     ChatChunk,
     ChatChunkChoice,
@@ -41,8 +41,20 @@ async def create_chat_completion(request: Request) -> Response:
     state.check_model(body.model)
     body.check()
     params = body.sampling_params()
+    text = render_chat(
+        state,
+        body.messages,
+        add_generation_prompt=body.add_generation_prompt is not False,
+        variables=body.chat_template_kwargs,
+    )
     [prompt_ids] = await state.encoding_pool.encode(
-        [render_chat(state, body)], add_special_tokens=bool(body.add_special_tokens)
+        [text], add_special_tokens=bool(body.add_special_tokens)
+    )
+    prompt_ids = truncated(
+        prompt_ids,
+        body.truncate_prompt_tokens,
+        state.engine.limits,
+        max_output_tokens=params.max_tokens,
     )
     group = state.engine.submit(
         [Prompt(prompt_ids, params, "messages")],
@@ -60,23 +72,6 @@ async def create_chat_completion(request: Request) -> Response:
     if generations is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     return Response(msgspec.json.encode(maker.whole(generations)), media_type="application/json")
-
-
-def render_chat(state: ServerState, body: ChatCompletionRequest) -> str:
-    """The prompt's text. Raises InvalidRequestError if the template refuses the messages."""
-    template = state.chat_template
-    if template is None:
-        raise InvalidRequestError(
-            f"{state.model_name!r} has no chat template; use /v1/completions, or start the server "
-            "with chat_template=FILE.",
-            param="messages",
-        )
-    messages = normalize_messages(body.messages, developer_role=template.mentions("developer"))
-    return template.render(
-        messages,
-        add_generation_prompt=body.add_generation_prompt is not False,
-        variables=body.chat_template_kwargs,
-    )
 
 
 class _ChatMaker:

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 import msgspec
 from fastapi import APIRouter, Request, Response
 
+from tokasaurus.server.best_of import best_samples
 from tokasaurus.server.body import parse_body
 from tokasaurus.server.choices import CompletionChoiceWriter
 from tokasaurus.server.completion_prompts import encode_prompts, split_prompts
 from tokasaurus.server.engine_client import Prompt
 from tokasaurus.server.generation import Generation
 from tokasaurus.server.openapi import answers, takes
+from tokasaurus.server.prompt_truncation import truncated
 from tokasaurus.server.schemas.completions import Completion, CompletionChoice, CompletionRequest
 from tokasaurus.server.schemas.usage import Usage
 from tokasaurus.server.state import ServerState, state_of
@@ -43,13 +45,23 @@ async def create_completion(request: Request) -> Response:
     encoded = await encode_prompts(
         prompts, state, add_special_tokens=body.add_special_tokens is not False
     )
+    if body.truncate_prompt_tokens is not None:
+        encoded = prompts = [
+            truncated(
+                ids,
+                body.truncate_prompt_tokens,
+                state.engine.limits,
+                max_output_tokens=params.max_tokens,
+            )
+            for ids in encoded
+        ]
     group = state.engine.submit(
         [Prompt(ids, params) for ids in encoded],
         stream=bool(body.stream),
         default_max_tokens=_DEFAULT_MAX_TOKENS,
         predictor_key="completions",
     )
-    maker = _CompletionMaker(state, body, prompts, params.n, len(group.generations))
+    maker = _CompletionMaker(state, body, prompts, num_drawn=params.n)
     if body.stream:
         return EventStream(
             group,
@@ -70,13 +82,15 @@ class _CompletionMaker:
         state: ServerState,
         body: CompletionRequest,
         prompts: Sequence[str | list[int]],
-        n: int,
-        num_choices: int,
+        *,
+        num_drawn: int,
     ) -> None:
+        """`num_drawn`: samples per prompt, of which the client sees the best n."""
         self._id = f"cmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._model = state.model_name
-        self._n = n
+        self._n = n = body.n or 1
+        self._num_drawn = num_drawn
         self._null_usage = None if body.includes_usage else msgspec.UNSET
         skip = body.skip_special_tokens is not False
         echoed: list[str | None] = [None] * len(prompts)
@@ -92,12 +106,15 @@ class _CompletionMaker:
                 echoed=echoed[index // n],
                 with_logprobs=body.logprobs is not None,
             )
-            for index in range(num_choices)
+            for index in range(n * len(prompts))
         ]
 
     def whole(self, generations: list[Generation]) -> Completion:
-        choices = [self._writers[g.index].write(g) for g in generations]
-        return self._completion(choices, count_usage(generations, n=self._n))
+        usage = count_usage(generations, n=self._num_drawn)
+        if self._num_drawn > self._n:
+            generations = best_samples(generations, num_drawn=self._num_drawn, n=self._n)
+        choices = [w.write(g) for w, g in zip(self._writers, generations, strict=True)]
+        return self._completion(choices, usage)
 
     def chunks(self, generation: Generation) -> Chunks:
         choice = self._writers[generation.index].write(generation)

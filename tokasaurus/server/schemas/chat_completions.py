@@ -16,7 +16,7 @@ _TEXT_PART_SCHEMA = {
     "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
     "required": ["type", "text"],
 }
-_MESSAGES_SCHEMA = {
+MESSAGES_SCHEMA = {
     "type": "array",
     "minItems": 1,
     "items": {
@@ -39,7 +39,7 @@ _MESSAGES_SCHEMA = {
 class ChatCompletionRequest(SamplingFields):
     model_config = ConfigDict(title="ChatCompletionRequest")
 
-    messages: Annotated[Any, WithJsonSchema(_MESSAGES_SCHEMA)]
+    messages: Annotated[Any, WithJsonSchema(MESSAGES_SCHEMA)]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, description=f"0 to {MAX_LOGPROBS}; needs logprobs.")

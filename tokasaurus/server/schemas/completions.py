@@ -4,9 +4,10 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
-from pydantic import ConfigDict, WithJsonSchema
+from pydantic import ConfigDict, Field, WithJsonSchema
 
-from tokasaurus.server.sampling_params import SamplingParams
+from tokasaurus.errors import InvalidRequestError
+from tokasaurus.server.sampling_params import MAX_N, SamplingParams, shown
 from tokasaurus.server.schemas.sampling_fields import SamplingFields
 from tokasaurus.server.schemas.usage import Usage
 
@@ -27,13 +28,33 @@ class CompletionRequest(SamplingFields):
     prompt: Annotated[Any, WithJsonSchema(_PROMPT_SCHEMA)]
     echo: bool | None = None
     logprobs: int | None = None
+    best_of: int | None = Field(
+        None, description="Draw this many samples per prompt, and answer with the n likeliest."
+    )
 
     def sampling_params(self) -> SamplingParams:
-        """Raises InvalidRequestError for values out of range."""
+        """Of all samples that are drawn. Raises InvalidRequestError for values out of range."""
         values = self.sampling_values() | {"logprobs": self.logprobs}
         if self.echo and self.logprobs is not None:
             values["prompt_logprobs"] = self.logprobs
-        return SamplingParams(**values)
+        params = SamplingParams(**values)
+        if self.best_of is None or self.best_of == params.n:
+            return params
+        self._check_best_of(self.best_of, params.n)
+        num_logprobs = 0 if self.logprobs is None else self.logprobs
+        return msgspec.structs.replace(params, n=self.best_of, logprobs=num_logprobs)
+
+    def _check_best_of(self, best_of: int, n: int) -> None:
+        if not n < best_of <= MAX_N:
+            raise InvalidRequestError(
+                f"'best_of' must be between 'n' ({n}) and {MAX_N}, not {shown(best_of)}.",
+                param="best_of",
+            )
+        if self.stream:
+            raise InvalidRequestError(
+                "'best_of' above 'n' can't be streamed: the best are known at the end only.",
+                param="best_of",
+            )
 
 
 class CompletionLogprobs(msgspec.Struct):

@@ -49,6 +49,9 @@ class SamplingFields(BaseModel):
     add_special_tokens: bool | None = Field(
         None, description="Put BOS and the like around the prompt; chat templates do it themselves."
     )
+    truncate_prompt_tokens: int | None = Field(
+        None, description="Keep only this many of the prompt's last tokens; -1: what fits."
+    )
     priority: int | None = Field(None, description="Lower runs earlier.")
     cache_salt: str | None = None
     stream: bool | None = None
@@ -61,7 +64,7 @@ class SamplingFields(BaseModel):
 
     def check(self) -> None:
         """Raises InvalidRequestError for fields that can't be honoured."""
-        refuse_unsupported(self.model_extra or {}, set(type(self).model_fields), n=self.n or 1)
+        refuse_unsupported(self.model_extra or {}, set(type(self).model_fields))
         if self.stream_options is not None and not self.stream:
             raise InvalidRequestError(
                 "'stream_options' may only be given when 'stream' is true.", param="stream_options"

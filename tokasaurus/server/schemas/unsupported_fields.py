@@ -23,6 +23,7 @@ _NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "allowed_token_ids": ([],),
     "audio": (),
     "bad_words": ([],),
+    "best_of": (1,),
     "continue_final_message": (False,),
     "documents": ([],),
     "echo": (False,),
@@ -50,7 +51,6 @@ _NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
-    "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
     "verbosity": ("medium",),
     "web_search_options": (),
@@ -58,14 +58,12 @@ _NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
 """Field -> values, besides null, that ask for nothing beyond what is done anyway."""
 
 
-def refuse_unsupported(extra: Mapping[str, Any], supported: Iterable[str], *, n: int) -> None:
+def refuse_unsupported(extra: Mapping[str, Any], supported: Iterable[str]) -> None:
     """Raises InvalidRequestError for the first field that would change the outcome."""
     for name, value in extra.items():
         if name in _HARMLESS:
             continue
-        if name == "best_of":
-            neutral: tuple[Any, ...] = (n,)
-        elif name in _NEUTRAL_VALUES:
+        if name in _NEUTRAL_VALUES:
             neutral = _NEUTRAL_VALUES[name]
         else:
             raise _unknown(name, [*supported, *_HARMLESS, *_NEUTRAL_VALUES])

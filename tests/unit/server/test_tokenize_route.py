@@ -1,0 +1,95 @@
+"""POST /tokenize and /detokenize, and GET /."""
+
+from typing import Any
+
+import pytest
+
+from tests.unit.server.tiny_server import ANSWER, TOKENIZER, TinyServer, run
+
+
+def test_a_text_there_and_back() -> None:
+    async def check(server: TinyServer) -> None:
+        reply = (await server.post("/tokenize", {"prompt": ANSWER, "model": "tiny"})).json()
+        assert reply == {
+            "count": len(TOKENIZER.encode(ANSWER)),
+            "max_model_len": 64,
+            "tokens": TOKENIZER.encode(ANSWER),
+        }
+        back = await server.post("/detokenize", {"tokens": reply["tokens"]})
+        assert back.json() == {"prompt": ANSWER}
+        back = await server.post("/detokenize", {"tokens": [0, *reply["tokens"]]})
+        assert back.json() == {"prompt": "<s>" + ANSWER}
+        body = {"tokens": [0, *reply["tokens"]], "skip_special_tokens": True}
+        assert (await server.post("/detokenize", body)).json() == {"prompt": ANSWER}
+        assert (await server.post("/tokenize", {"prompt": ""})).json()["tokens"] == []
+        assert (await server.post("/detokenize", {"tokens": []})).json() == {"prompt": ""}
+
+    run(check)
+
+
+def test_a_chat_as_it_would_be_answered() -> None:
+    async def check(server: TinyServer) -> None:
+        messages = [{"role": "user", "content": "Hi"}]
+        reply = (await server.post("/tokenize", {"messages": messages})).json()
+        await server.chat("Hi")
+        assert reply["tokens"] == server.manager.requests[0].prompt_ids.tolist()
+        body = {"messages": messages, "chat_template_kwargs": {"mood": "x"}}
+        longer = (await server.post("/tokenize", body | {"return_token_strs": True})).json()
+        assert "".join(longer["token_strs"]) == "<user>Hi\n<assistant>x"
+        body = {"messages": messages, "add_generation_prompt": False}
+        assert (await server.post("/tokenize", body)).json()["count"] < reply["count"]
+
+    run(check)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/tokenize", {}, "prompt"),
+        ("/tokenize", {"prompt": "a", "messages": []}, "prompt"),
+        ("/tokenize", {"messages": []}, "messages"),
+        ("/tokenize", {"prompt": ["a"]}, "prompt"),
+        ("/tokenize", {"prompt": "a", "chat_template_kwargs": {}}, "chat_template_kwargs"),
+        ("/tokenize", {"prompt": "a", "foo": 1}, "foo"),
+        ("/detokenize", {}, "tokens"),
+        ("/detokenize", {"tokens": "a"}, "tokens"),
+        ("/detokenize", {"tokens": [1.5]}, "tokens[0]"),
+        ("/detokenize", {"tokens": [True]}, "tokens[0]"),
+        ("/detokenize", {"tokens": [-1]}, "tokens"),
+        ("/detokenize", {"tokens": [420]}, "tokens"),
+        ("/detokenize", {"tokens": [10**400]}, "tokens"),
+    ],
+)
+def test_refused_by_name(path: str, body: dict[str, Any], param: str) -> None:
+    async def check(server: TinyServer) -> None:
+        assert (await server.error(path, body))["param"] == param
+
+    run(check)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [("/tokenize", {"prompt": "a"}), ("/detokenize", {"tokens": []})]
+)
+def test_unknown_model(path: str, body: dict[str, Any]) -> None:
+    async def check(server: TinyServer) -> None:
+        assert (await server.error(path, body | {"model": "x"}, 404))["param"] == "model"
+
+    run(check)
+
+
+def test_home_page() -> None:
+    async def check(server: TinyServer) -> None:
+        server.state.model_name = "<b>it's</b>"
+        response = await server.http.get("/")
+        assert response.headers["content-type"].startswith("text/html")
+        assert "&lt;b&gt;it&#x27;\\&#x27;&#x27;s&lt;/b&gt;" in response.text
+        assert "<b>" not in response.text
+        assert "ready; 0 samples" in response.text
+        assert "curl http://test/v1/chat/completions" in response.text
+        for path in ("docs", "openapi.json", "v1/models", "health", "ready"):
+            assert f'href="{path}"' in response.text
+            assert (await server.http.get(f"/{path}")).status_code == 200
+        await server.state.engine.close()
+        assert "down: The server is shutting down" in (await server.http.get("/")).text
+
+    run(check)

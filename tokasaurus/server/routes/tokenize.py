@@ -1,0 +1,77 @@
+"""POST /tokenize and /detokenize: text to the model's token ids and back."""
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+
+from tokasaurus.errors import InvalidRequestError
+from tokasaurus.server.body import parse_body
+from tokasaurus.server.chat_prompts import render_chat
+from tokasaurus.server.openapi import answers, takes
+from tokasaurus.server.sampling_params import shown
+from tokasaurus.server.schemas.tokenize import (
+    Detokenized,
+    DetokenizeRequest,
+    Tokenized,
+    TokenizeRequest,
+)
+from tokasaurus.server.state import ServerState, state_of
+
+router = APIRouter(tags=["tokens"])
+
+
+@router.post(
+    "/tokenize",
+    summary="Token ids of a text or a chat",
+    openapi_extra=takes(TokenizeRequest),
+    responses=answers(Tokenized),
+)
+async def tokenize(request: Request) -> Response:
+    state = state_of(request)
+    body = await parse_body(request, TokenizeRequest, state.max_body_bytes)
+    state.check_ready()
+    state.check_model(body.model)
+    body.check()
+    text = body.prompt
+    if text is None:
+        text = render_chat(
+            state,
+            body.messages,
+            add_generation_prompt=body.add_generation_prompt is not False,
+            variables=body.chat_template_kwargs,
+        )
+    adds_special = body.messages is None
+    if body.add_special_tokens is not None:
+        adds_special = body.add_special_tokens
+    [ids] = await state.encoding_pool.encode([text], add_special_tokens=adds_special)
+    answer = Tokenized(count=len(ids), max_model_len=state.engine.limits.max_model_len, tokens=ids)
+    if body.return_token_strs:
+        token_bytes = state.tokenizer.token_bytes
+        answer.token_strs = [token_bytes(i).decode(errors="replace") for i in ids]
+    return Response(msgspec.json.encode(answer), media_type="application/json")
+
+
+@router.post(
+    "/detokenize",
+    summary="The text of token ids",
+    openapi_extra=takes(DetokenizeRequest),
+    responses=answers(Detokenized),
+)
+async def detokenize(request: Request) -> Response:
+    state = state_of(request)
+    body = await parse_body(request, DetokenizeRequest, state.max_body_bytes)
+    state.check_ready()
+    state.check_model(body.model)
+    _check_ids(body.tokens, state)
+    text = state.tokenizer.decode(body.tokens, skip_special_tokens=bool(body.skip_special_tokens))
+    return Response(msgspec.json.encode(Detokenized(prompt=text)), media_type="application/json")
+
+
+def _check_ids(token_ids: list[int], state: ServerState) -> None:
+    vocab_size = state.engine.limits.vocab_size
+    for token_id in token_ids:
+        if not 0 <= token_id < vocab_size:
+            raise InvalidRequestError(
+                f"'tokens' contains {shown(token_id)}, but ids of this model are between 0 and "
+                f"{vocab_size - 1}.",
+                param="tokens",
+            )

@@ -1,0 +1,57 @@
+"""POST /tokenize and /detokenize."""
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+
+from tokasaurus.errors import InvalidRequestError
+from tokasaurus.server.schemas.chat_completions import MESSAGES_SCHEMA
+
+
+class TokenizeRequest(BaseModel):
+    """A text (`prompt`), or a chat (`messages`) as the model's template renders it."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", title="TokenizeRequest")
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[Any, WithJsonSchema(MESSAGES_SCHEMA)] = None
+    add_special_tokens: bool | None = Field(
+        None, description="Default: true for a prompt, false for messages."
+    )
+    add_generation_prompt: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    return_token_strs: bool | None = None
+
+    def check(self) -> None:
+        """Raises InvalidRequestError unless it is either a text or a chat."""
+        if (self.prompt is None) == (self.messages is None):
+            raise InvalidRequestError("Give either 'prompt' or 'messages'.", param="prompt")
+        if self.messages is None:
+            for name in ("add_generation_prompt", "chat_template_kwargs"):
+                if getattr(self, name) is not None:
+                    raise InvalidRequestError(
+                        f"{name!r} may only be given together with 'messages'.", param=name
+                    )
+
+
+class Tokenized(msgspec.Struct, kw_only=True):
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | UnsetType = UNSET
+    """Parts of characters show as U+FFFD."""
+
+
+class DetokenizeRequest(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", title="DetokenizeRequest")
+
+    model: str | None = None
+    tokens: list[int]
+    skip_special_tokens: bool | None = Field(None, description="Default: false.")
+
+
+class Detokenized(msgspec.Struct, kw_only=True):
+    prompt: str

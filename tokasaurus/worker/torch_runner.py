@@ -20,6 +20,7 @@ from tokasaurus.worker.device_batch import BatchBuilder, DeviceBatch
 from tokasaurus.worker.memory import KVRequest, choose_num_blocks, free_device_bytes
 from tokasaurus.worker.prompt_scoring import PromptScorer, PromptScores
 from tokasaurus.worker.runner import Progress
+from tokasaurus.worker.slot_adjustments import SlotAdjustments
 from tokasaurus.worker.slot_table import SlotTable
 from tokasaurus.worker.warmup import num_warm_up_blocks, warm_up_steps
 
@@ -166,12 +167,14 @@ class TorchRunner:
         )
         self._builder = BatchBuilder(table, page_size)
         self._last_tokens = torch.zeros(table.capacity, dtype=torch.int64, device=self._device)
+        self._adjustments = SlotAdjustments(self._device, model.vocab_size)
         self._max_logits_rows = max(1, _MAX_LOGITS_BYTES // (4 * model.vocab_size))
         self._prompt_scorer = PromptScorer(model, self._max_logits_rows)
 
     @torch.inference_mode()
     def execute(self, step: StepInput) -> TorchStepHandle:
         batch = self._builder.build(step)
+        self._adjustments.apply(step)
         self._prompt_scorer.forget(step.freed_slots.tolist())
         self._prompt_scorer.forget(added.slot for added in step.added_slots)
         self._grow_last_tokens()
@@ -200,6 +203,7 @@ class TorchRunner:
 
     def _sample(self, hidden_TD: torch.Tensor, batch: DeviceBatch) -> SampledTokens:
         rows = batch.sampled_tokens
+        adjusted = batch.sampling.adjusted = self._adjustments.of_rows(batch.sampled_slots)
         everything = len(rows) == len(hidden_TD)
         hidden_SD = hidden_TD if everything else hidden_TD[self._to_device(rows)]
         parts = []
@@ -210,7 +214,10 @@ class TorchRunner:
         sampled = SampledTokens.join(parts)
         # A row with a NaN has token -1; what runs after it until the manager ends it is token 0.
         slots = self._to_device(batch.sampled_slots)
-        self._last_tokens[slots] = sampled.token_ids.clamp_min(0)
+        token_ids = sampled.token_ids.clamp_min(0)
+        self._last_tokens[slots] = token_ids
+        if adjusted is not None:
+            self._adjustments.record(adjusted, token_ids)
         return sampled
 
     def _send_to_host(

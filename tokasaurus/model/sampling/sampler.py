@@ -1,7 +1,8 @@
 """One token per row of logits, as each row's sampling parameters say.
 
-Order of what is done to a row's distribution: bans until min_tokens, temperature, top-k, top-p (on
-what top-k left, renormalised), min-p (relative to the most likely token), draw.
+Order of what is done to a row's distribution: adjustments (penalties, bias, bans), bans until
+min_tokens, temperature, top-k, top-p (on what top-k left, renormalised), min-p (relative to the
+most likely token), draw.
 
 Shapes: S rows, V vocabulary, K top log-probabilities asked for by at least one row.
 """
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from tokasaurus.model.sampling.adjustments import AdjustedRows
 from tokasaurus.model.sampling.draw import DrawnRows, draw_tokens
 from tokasaurus.model.sampling.logprobs import (
     MIN_LOGPROB,
@@ -47,6 +49,8 @@ class SamplingBatch:
     """int64: the row of each banned token"""
     banned_ids: np.ndarray
     """int64: tokens that can't be drawn"""
+    adjusted: AdjustedRows | None = None
+    """Rows with penalties and the like; None if there are none."""
 
     def rows(self, which: slice) -> "SamplingBatch":
         """The same for a range of the rows."""
@@ -62,6 +66,7 @@ class SamplingBatch:
             num_top_logprobs=self.num_top_logprobs[which],
             banned_rows=self.banned_rows[banned] - start,
             banned_ids=self.banned_ids[banned],
+            adjusted=None if self.adjusted is None else self.adjusted.between(start, stop),
         )
 
 
@@ -105,12 +110,15 @@ class SampledTokens:
 
 @torch.inference_mode()
 def sample(logits_SV: torch.Tensor, batch: SamplingBatch) -> SampledTokens:
-    """Draw one token per row. The logits (float32, contiguous) are changed where tokens are banned.
+    """Draw one token per row. The logits (float32, contiguous) are changed where rows ask for it.
 
     A draw depends on its own row only: not on the other rows, their number or their order.
     """
     maxima_SB = block_maxima(logits_SV)
     scored = _RawScores.of(logits_SV, maxima_SB, batch)
+    if batch.adjusted is not None:
+        batch.adjusted.apply(logits_SV)
+        _refresh_maxima(maxima_SB, logits_SV, batch.adjusted.rows)
     if len(batch.banned_ids):
         _ban(logits_SV, maxima_SB, batch)
     tokens_S = best_tokens(logits_SV, maxima_SB)
@@ -133,10 +141,14 @@ def sample(logits_SV: torch.Tensor, batch: SamplingBatch) -> SampledTokens:
 
 @dataclass(slots=True)
 class _RawScores:
-    """Log-probabilities of the rows that ask, from the logits before anything is banned."""
+    """Log-probabilities of the rows that ask, from the logits before anything is changed."""
 
     rows: torch.Tensor
     normalizers: torch.Tensor
+    adjusted: torch.Tensor
+    """int64[A]: which of `rows` are about to be adjusted."""
+    raw_AV: torch.Tensor
+    """Copies of their logits."""
     logprobs: torch.Tensor
     top_ids: torch.Tensor | None
     top_logprobs: torch.Tensor | None
@@ -158,10 +170,24 @@ class _RawScores:
             top_ids = ids.new_zeros(S, count)
             top = values.new_full((S, count), MIN_LOGPROB)
             top_ids[rows], top[rows] = ids, values
-        return cls(rows, normalizers, logits_SV.new_full((S,), MIN_LOGPROB), top_ids, top)
+        changing = () if batch.adjusted is None else batch.adjusted.rows
+        adjusted = torch.from_numpy(np.flatnonzero(np.isin(asking, changing))).to(rows.device)
+        return cls(
+            rows=rows,
+            normalizers=normalizers,
+            adjusted=adjusted,
+            raw_AV=logits_SV.index_select(0, rows[adjusted]),
+            logprobs=logits_SV.new_full((S,), MIN_LOGPROB),
+            top_ids=top_ids,
+            top_logprobs=top,
+        )
 
     def score(self, logits_SV: torch.Tensor, tokens_S: torch.Tensor) -> None:
-        drawn = logits_SV[self.rows, tokens_S[self.rows]]
+        tokens = tokens_S[self.rows]
+        drawn = logits_SV[self.rows, tokens]
+        if len(self.adjusted):
+            raw = self.raw_AV.gather(1, tokens[self.adjusted].unsqueeze(1))
+            drawn[self.adjusted] = raw.squeeze(1)
         self.logprobs[self.rows] = finite_logprobs(drawn - self.normalizers)
 
 
@@ -169,8 +195,12 @@ def _ban(logits_SV: torch.Tensor, maxima_SB: torch.Tensor, batch: SamplingBatch)
     device = logits_SV.device
     rows = torch.from_numpy(batch.banned_rows).to(device)
     logits_SV[rows, torch.from_numpy(batch.banned_ids).to(device)] = -torch.inf
-    changed = torch.from_numpy(np.unique(batch.banned_rows)).to(device)
-    maxima_SB[changed] = block_maxima(logits_SV.index_select(0, changed))
+    _refresh_maxima(maxima_SB, logits_SV, np.unique(batch.banned_rows))
+
+
+def _refresh_maxima(maxima_SB: torch.Tensor, logits_SV: torch.Tensor, changed: np.ndarray) -> None:
+    rows = torch.from_numpy(changed).to(logits_SV.device)
+    maxima_SB[rows] = block_maxima(logits_SV.index_select(0, rows))
 
 
 def _draw_random(

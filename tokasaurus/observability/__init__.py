@@ -1,1 +1,1 @@
-"""What the engine says about itself: logs."""
+"""What the engine says about itself: logs and metrics."""

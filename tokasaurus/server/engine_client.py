@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -34,6 +35,7 @@ from tokasaurus.ipc.messages.to_server import (
     ToServer,
 )
 from tokasaurus.server.engine_channels import EngineChannels
+from tokasaurus.server.engine_metrics import EngineMetrics
 from tokasaurus.server.generation import Generation
 from tokasaurus.server.load_balancer import LoadBalancer
 from tokasaurus.server.request_building import ModelLimits, build_requests, check_prompt_ids
@@ -100,6 +102,7 @@ class EngineClient:
         """Set when `failure` is: the engine failed or was told to shut down."""
         self.stats: dict[int, ManagerStats] = {}
         """The newest of each manager, by dp_rank."""
+        self.metrics = EngineMetrics()
 
     async def start(self, deadline_seconds: float) -> None:
         """Greet every manager and wait until all answer.
@@ -185,11 +188,13 @@ class EngineClient:
             self.ended.set()
         in_flight = list(self._in_flight.values())
         self._in_flight.clear()
+        now = time.monotonic()
         for generation, group in in_flight:
             self._balancer.remove(generation.dp_rank, generation.request)
             if generation.finish_reason is None:
                 generation.fail(error)
                 group.note(generation, finished=True)
+            self.metrics.note_finished(generation, now)
         for _, group in in_flight:
             group.wake()
 
@@ -272,6 +277,7 @@ class EngineClient:
                 self._handle_ready(message)
             case ManagerStats():
                 self.stats[message.dp_rank] = message
+                self.metrics.note_stats(message)
             case Shutdown():
                 self.was_told_to_stop = True
                 self.fail(EngineFailedError("The engine is shutting down; try again."))
@@ -292,6 +298,8 @@ class EngineClient:
         token_logprobs = self._take_logprobs(outputs.logprobs) if outputs.logprobs else {}
         touched: set[RequestGroup] = set()
         stopped: list[int] = []
+        metrics, now = self.metrics, time.monotonic()
+        metrics.note_batch(outputs.dp_rank, len(outputs.request_ids))
         token_ids = outputs.token_ids.tolist()
         start = 0
         for request_id, num_tokens in zip(
@@ -306,6 +314,8 @@ class EngineClient:
                 if generation.is_stopped and not was_stopped:
                     stopped.append(request_id)
                 if generation.finish_reason is None:
+                    if not was_stopped:
+                        metrics.note_tokens(generation, num_tokens, now)
                     group.note(generation)
                     touched.add(group)
             start = end
@@ -316,6 +326,7 @@ class EngineClient:
                 self._balancer.remove(generation.dp_rank, generation.request)
                 was_finished = generation.finish_reason is not None
                 generation.finish(finished)
+                metrics.note_finished(generation, now, finished.queue_seconds)
                 if not was_finished:
                     group.note(generation, finished=True)
                     touched.add(group)

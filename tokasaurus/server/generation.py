@@ -51,6 +51,7 @@ class Generation:
         "first_token_at",
         "index",
         "is_cancelled",
+        "last_token_at",
         "num_cached_tokens",
         "num_preemptions",
         "output_ids",
@@ -91,6 +92,8 @@ class Generation:
         self.submitted_at = time.monotonic()
         self.first_token_at: float | None = None
         """When its first output token arrived here, by the monotonic clock."""
+        self.last_token_at: float | None = None
+        """When metrics last counted tokens of it."""
         self._detokenizer = detokenizer
         self._stop_ids = request.stop_token_ids
         self._matcher = (

@@ -48,6 +48,8 @@ class RequestFinished(msgspec.Struct, frozen=True, kw_only=True):
     """The token that ended it when reason is "stop"; it is the last one delivered."""
     num_preemptions: int = 0
     error: str | None = None
+    queue_seconds: float | None = None
+    """From its arrival at the manager to its first onboarding; None if unknown or never."""
 
 
 class EngineOutputs(msgspec.Struct, frozen=True, kw_only=True, tag="outputs"):

@@ -1,0 +1,87 @@
+"""Measures requests as a front end sees them, and takes over what managers count."""
+
+from tokasaurus.ipc.messages.to_server import ManagerStats
+from tokasaurus.observability import metrics
+from tokasaurus.observability.measurements import Histogram, Measurements
+from tokasaurus.server.generation import Generation
+
+_FIELDS = {
+    metrics.PROMPT_TOKENS: "num_prompt_tokens",
+    metrics.CACHED_TOKENS: "num_cached_tokens",
+    metrics.OUTPUT_TOKENS: "num_output_tokens",
+    metrics.PREEMPTIONS: "num_preemptions",
+    metrics.STEPS: "num_steps",
+    metrics.WORKER_WAIT: "worker_wait_seconds",
+    metrics.WORKER_EXECUTE: "worker_execute_seconds",
+    metrics.RUNNING: "num_running",
+    metrics.QUEUED: "num_queued",
+    metrics.KV_BLOCKS: "num_blocks",
+    metrics.KV_BLOCKS_IN_USE: "num_blocks_in_use",
+    metrics.KV_BLOCKS_CACHED: "num_blocks_cached",
+}
+"""Metrics that are a field of ManagerStats as it is."""
+
+
+class EngineMetrics:
+    """Told by the engine client; `now` is the monotonic clock, read once per message."""
+
+    def __init__(self) -> None:
+        self.measurements = Measurements()
+        histogram = self.measurements.histogram
+        self._time_to_first_token = histogram(metrics.TIME_TO_FIRST_TOKEN)
+        self._inter_token_latency = histogram(metrics.INTER_TOKEN_LATENCY)
+        self._duration = histogram(metrics.REQUEST_DURATION)
+        self._queue_time = histogram(metrics.QUEUE_TIME)
+        self._prompt_tokens = histogram(metrics.REQUEST_PROMPT_TOKENS)
+        self._output_tokens = histogram(metrics.REQUEST_OUTPUT_TOKENS)
+        self._batch_sizes: dict[int, Histogram] = {}
+
+    def note_batch(self, dp_rank: int, num_sequences: int) -> None:
+        """A message with tokens of so many sequences has come."""
+        if not num_sequences:
+            return
+        sizes = self._batch_sizes.get(dp_rank)
+        if sizes is None:
+            sizes = self.measurements.histogram(metrics.BATCH_SIZE, str(dp_rank))
+            self._batch_sizes[dp_rank] = sizes
+        sizes.observe(num_sequences)
+
+    def note_tokens(self, generation: Generation, num_tokens: int, now: float) -> None:
+        """Tokens of a sample that runs have come together."""
+        if not num_tokens:
+            return
+        last = generation.last_token_at
+        generation.last_token_at = now
+        if last is None:
+            self._time_to_first_token.observe(now - generation.submitted_at)
+        else:
+            self._inter_token_latency.observe((now - last) / num_tokens, num_tokens)
+
+    def note_finished(
+        self, generation: Generation, now: float, queue_seconds: float | None = None
+    ) -> None:
+        """Called once per sample, when its manager has let go of it."""
+        reason = generation.finish_reason
+        assert reason is not None, "the sample has not finished"
+        self.measurements.number(metrics.REQUESTS_FINISHED, reason).value += 1
+        if queue_seconds is not None:
+            self._queue_time.observe(queue_seconds)
+        if reason in ("stop", "length"):
+            self._duration.observe(now - generation.submitted_at)
+            self._prompt_tokens.observe(generation.num_prompt_tokens)
+            self._output_tokens.observe(len(generation.output_ids))
+
+    def note_stats(self, stats: ManagerStats) -> None:
+        rank = str(stats.dp_rank)
+        number = self.measurements.number
+        for metric, field in _FIELDS.items():
+            number(metric, rank).value = getattr(stats, field)
+        number(metrics.KV_USAGE, rank).value = stats.num_blocks_in_use / max(stats.num_blocks, 1)
+        number(metrics.PREFIX_HITS, rank).value = stats.num_cached_tokens / max(
+            stats.num_prompt_tokens, 1
+        )
+
+    def note_client(self, *, num_in_flight: int, is_ready: bool) -> None:
+        """How the client stands now; called before measurements are shown."""
+        self.measurements.number(metrics.IN_FLIGHT).value = num_in_flight
+        self.measurements.number(metrics.READY).value = is_ready

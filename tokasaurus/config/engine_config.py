@@ -31,6 +31,35 @@ class EngineConfig(StrictConfig):
     """Most samples (prompts times n) accepted and not finished; further requests get a 429."""
     max_body_bytes: int = 33554432
     """Most bytes of one HTTP request's body; larger ones get a 413."""
+    request_timeout_seconds: float | None = None
+    """Requests that give no `timeout` end with a 504 after this long; None: never."""
+    stream_stall_seconds: float = 60.0
+    """A stream whose reader takes nothing for this long is cancelled."""
+
+    api_key: list[str] | str | None = None
+    """Key, or list of keys, one of which clients must send; None: everyone may ask."""
+    api_key_file: str | None = None
+    """File with further keys, one per line; the variable TOKASAURUS_API_KEY can hold one, too."""
+    ssl_certfile: str | None = None
+    """PEM file with the server's certificate chain, to serve over TLS."""
+    ssl_keyfile: str | None = None
+    """PEM file with the certificate's private key; None: it is in ssl_certfile."""
+    cors_origins: list[str] | None = None
+    """Origins whose web pages may use the server from a browser; [*] for all."""
+    request_log: bool = False
+    """Log each HTTP request, with its id, as one line of JSON."""
+
+    state_dir: str | None = None
+    """Folder of uploaded files and batches; None: tokasaurus in the user's state folder."""
+    max_file_bytes: int = 536870912
+    """Most bytes of an uploaded file."""
+    batch_max_in_flight: int = 4096
+    """Most samples of all batches that run at a time; never over half of max_queued_requests."""
+
+    statsd_addr: str | None = None
+    """host:port of a statsd daemon to send metrics to; None: nothing is sent."""
+    stats_interval_seconds: float = 10.0
+    """Seconds between two lines of statistics in the log, and between sendings to statsd."""
 
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Number format of weights and activations; auto: the checkpoint's."""
@@ -121,14 +150,24 @@ class EngineConfig(StrictConfig):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"{name} must be at least {least}, not {value}.")
-        for name in ("ready_timeout_seconds", "shutdown_timeout_seconds"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}.")
+        for name in _ABOVE_ZERO:
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"{name} must be above 0, not {value}.")
 
 
+_ABOVE_ZERO = (
+    "ready_timeout_seconds",
+    "shutdown_timeout_seconds",
+    "request_timeout_seconds",
+    "stream_stall_seconds",
+    "stats_interval_seconds",
+)
 _LEAST = {
     "max_queued_requests": 1,
     "max_body_bytes": 1,
+    "max_file_bytes": 1,
+    "batch_max_in_flight": 1,
     "max_model_len": 2,
     "page_size": 1,
     "kv_cache_num_tokens": 1,

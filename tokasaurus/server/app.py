@@ -10,6 +10,7 @@ from tokasaurus.server.routes import (
     completions,
     health,
     home,
+    metrics,
     models,
     tokenize,
 )
@@ -30,7 +31,7 @@ def create_app(state: ServerState) -> FastAPI:
     app = FastAPI(title="Tokasaurus", version=__version__, redoc_url=None)
     app.state.server = state
     install_error_handlers(app)
-    for module in (completions, chat_completions, tokenize, models, health, home):
+    for module in (completions, chat_completions, tokenize, models, health, home, metrics):
         app.include_router(module.router)
     install_openapi(
         app,

@@ -38,7 +38,12 @@ from tokasaurus.server.engine_channels import EngineChannels
 from tokasaurus.server.engine_metrics import EngineMetrics
 from tokasaurus.server.generation import Generation
 from tokasaurus.server.load_balancer import LoadBalancer
-from tokasaurus.server.request_building import ModelLimits, build_requests, check_prompt_ids
+from tokasaurus.server.request_building import (
+    ModelLimits,
+    build_requests,
+    check_prompt_ids,
+    encode_bad_words,
+)
 from tokasaurus.server.request_group import RequestGroup
 from tokasaurus.server.sampling_params import SamplingParams
 from tokasaurus.tokenization.tokenizer import Tokenizer
@@ -158,6 +163,10 @@ class EngineClient:
         """Samples that some manager still holds."""
         return len(self._in_flight)
 
+    def refresh_metrics(self) -> None:
+        """Before they are shown: bring what is only known on demand up to date."""
+        self.metrics.note_client(num_in_flight=len(self._in_flight), is_ready=self.is_ready)
+
     def submit(
         self,
         prompts: Sequence[Prompt],
@@ -208,7 +217,11 @@ class EngineClient:
             self._request_ids.__next__,
             default_max_tokens=default_max_tokens,
             predictor_key=predictor_key,
+            bad_words=encode_bad_words(prompt.params.bad_words, self._encode_word),
         )
+
+    def _encode_word(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False)
 
     def _send(
         self, request: GenerateRequest, prompt: Prompt, dp_rank: int, group: RequestGroup

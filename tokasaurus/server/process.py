@@ -18,10 +18,12 @@ from tokasaurus.errors import EngineFailedError, ProcessFailedError
 from tokasaurus.ipc.addresses import Addresses
 from tokasaurus.ipc.channels import ZmqOutbox
 from tokasaurus.ipc.messages.to_supervisor import Progress, Ready
+from tokasaurus.observability.statsd import StatsdSender
 from tokasaurus.server.app import create_app
 from tokasaurus.server.engine_client import EngineClient
 from tokasaurus.server.listening import bind_socket, cannot_listen, url_of
 from tokasaurus.server.state import ServerState
+from tokasaurus.server.stats_reporter import StatsReporter
 from tokasaurus.tokenization.chat_template import ChatTemplate
 from tokasaurus.tokenization.encoding_pool import EncodingPool
 from tokasaurus.tokenization.tokenizer import Tokenizer
@@ -120,15 +122,23 @@ async def _serve(
         loop.add_signal_handler(number, stop.set)
     engine = state.engine
     stopper = asyncio.create_task(_stop_when_asked(server, stop, engine))
+    reporter = asyncio.create_task(_reporter(config, engine).run())
     try:
         await _run_until_done(config, engine, server, bound, stop)
     finally:
         stopper.cancel()
+        reporter.cancel()
         await engine.close()
         state.encoding_pool.close()
     if not stop.is_set() and not engine.was_told_to_stop:
         assert engine.failure is not None, "the server stopped for no reason"
         raise engine.failure
+
+
+def _reporter(config: EngineConfig, engine: EngineClient) -> StatsReporter:
+    address = config.statsd_addr
+    statsd = StatsdSender(address, engine.metrics.measurements) if address is not None else None
+    return StatsReporter(engine, config.stats_interval_seconds, statsd)
 
 
 async def _run_until_done(

@@ -15,6 +15,7 @@ from tokasaurus.server.sampling_params import SamplingParams, shown
 
 _GREEDY_BELOW = 1e-4
 """Temperatures below this draw the most likely token anyway, and would overflow the logits."""
+_MAX_BAD_WORD_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,22 +63,23 @@ def build_requests(
     *,
     default_max_tokens: int | None = None,
     predictor_key: str = "",
+    bad_words: tuple[tuple[int, ...], ...] = (),
 ) -> list[GenerateRequest]:
     """`params.n` requests for checked ids, which they share.
+
+    `bad_words` are the token sequences of `params.bad_words`, see `encode_bad_words`.
 
     `default_max_tokens` bounds the output when the client did not; None: the context does.
     Where `params.max_tokens` is 0 the requests draw one token, which the caller drops.
     """
     max_tokens = _max_tokens(len(prompt_ids), params, limits, default_max_tokens)
-    for token_id in params.stop_token_ids:
-        if not 0 <= token_id < limits.vocab_size:
-            raise InvalidRequestError(
-                f"'stop_token_ids' contains {shown(token_id)}, but ids of this model are between 0 "
-                f"and {limits.vocab_size - 1}.",
-                param="stop_token_ids",
-            )
+    _check_ids("stop_token_ids", params.stop_token_ids, limits)
+    _check_ids("allowed_token_ids", params.allowed_token_ids, limits)
+    _check_ids("logit_bias", tuple(params.logit_bias), limits)
     eos_token_ids = () if params.ignore_eos else limits.eos_token_ids
     stop_token_ids = tuple(dict.fromkeys((*params.stop_token_ids, *eos_token_ids)))
+    early = stop_token_ids if params.min_tokens > 0 else ()
+    _check_something_is_left(params, {*early, *(word[-1] for word in bad_words)})
     seed = random.getrandbits(63) if params.seed is None else params.seed
     sampling = [
         TokenSampling(
@@ -87,9 +89,16 @@ def build_requests(
             min_p=float(params.min_p),
             seed=(seed + sample) % 2**63,
             min_tokens=params.min_tokens,
-            banned_until_min_tokens=stop_token_ids if params.min_tokens > 0 else (),
+            banned_until_min_tokens=early,
             num_top_logprobs=-1 if params.logprobs is None else params.logprobs,
             num_prompt_logprobs=-1 if params.prompt_logprobs is None else params.prompt_logprobs,
+            frequency_penalty=float(params.frequency_penalty),
+            presence_penalty=float(params.presence_penalty),
+            repetition_penalty=float(params.repetition_penalty),
+            bias_ids=tuple(params.logit_bias),
+            bias_values=tuple(params.logit_bias.values()),
+            allowed_token_ids=tuple(params.allowed_token_ids),
+            bad_words=bad_words,
         )
         for sample in range(params.n)
     ]
@@ -106,6 +115,45 @@ def build_requests(
         )
         for one in sampling
     ]
+
+
+def encode_bad_words(
+    words: Sequence[str], encode: Callable[[str], Sequence[int]]
+) -> tuple[tuple[int, ...], ...]:
+    """The token sequences of each word, as it stands within and at the start of a text."""
+    sequences: dict[tuple[int, ...], None] = {}
+    for word in words:
+        bare = word.lstrip()
+        for text in (word, bare, f" {bare}"):
+            ids = tuple(encode(text))
+            if len(ids) > _MAX_BAD_WORD_TOKENS:
+                raise InvalidRequestError(
+                    f"'bad_words' contains {shown(word)}, which takes {len(ids)} tokens, but a bad "
+                    f"word may take {_MAX_BAD_WORD_TOKENS}; shorten it.",
+                    param="bad_words",
+                )
+            if ids:
+                sequences[ids] = None
+    return tuple(sequences)
+
+
+def _check_ids(name: str, token_ids: Sequence[int], limits: ModelLimits) -> None:
+    for token_id in token_ids:
+        if not 0 <= token_id < limits.vocab_size:
+            raise InvalidRequestError(
+                f"{name!r} contains {shown(token_id)}, but ids of this model are between 0 and "
+                f"{limits.vocab_size - 1}.",
+                param=name,
+            )
+
+
+def _check_something_is_left(params: SamplingParams, banned: set[int]) -> None:
+    if params.allowed_token_ids and banned.issuperset(params.allowed_token_ids):
+        raise InvalidRequestError(
+            "'bad_words' or 'min_tokens' may ban everything that 'allowed_token_ids' allows; allow "
+            "more tokens.",
+            param="allowed_token_ids",
+        )
 
 
 def _max_tokens(

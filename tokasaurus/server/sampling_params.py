@@ -1,6 +1,6 @@
 """SamplingParams: how a prompt is continued. Checked once, here, for HTTP and Python alike."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -12,6 +12,10 @@ MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 64
 MAX_STOP_CHARACTERS = 65_536
 MAX_STOP_TOKEN_IDS = 1024
+MAX_LOGIT_BIASES = 1024
+MAX_BAD_WORDS = 256
+MAX_BAD_WORD_CHARACTERS = 8192
+MAX_ALLOWED_TOKEN_IDS = 2**20
 _MAX_TOKENS = 2**31 - 1
 _MAX_PRIORITY = 2**31 - 1
 _MAX_SALT_CHARACTERS = 1024
@@ -30,6 +34,19 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """Draw from this many most likely tokens; 0 or -1: from all."""
     min_p: float = 0.0
     """Draw from tokens at least this fraction as likely as the most likely one, 0 to 1."""
+    frequency_penalty: float = 0.0
+    """-2 to 2: taken off a token's logit for each time it is in the output."""
+    presence_penalty: float = 0.0
+    """-2 to 2: taken off once if it is in the output."""
+    repetition_penalty: float = 1.0
+    """0.01 to 100: positive logits of tokens in prompt or output are divided by it, others
+    multiplied."""
+    logit_bias: Mapping[int, float] = {}
+    """Token id -> -100 to 100, added to its logit. Keys may be strings, as in JSON."""
+    bad_words: Sequence[str] = ()
+    """Texts that can't be drawn as the tokens they encode to, with or without a leading space."""
+    allowed_token_ids: Sequence[int] = ()
+    """Only these can be drawn, the end of the text included only if it is among them; (): all."""
     seed: int | None = None
     """The same seed gives the same tokens; sample i uses seed + i. None: drawn at random."""
     max_tokens: int | None = None
@@ -60,6 +77,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         _check_number("temperature", self.temperature, 0, 2)
         _check_number("top_p", self.top_p, 0, 1)
         _check_number("min_p", self.min_p, 0, 1)
+        _check_number("frequency_penalty", self.frequency_penalty, -2, 2)
+        _check_number("presence_penalty", self.presence_penalty, -2, 2)
+        _check_number("repetition_penalty", self.repetition_penalty, 0.01, 100)
         _check_integer("top_k", self.top_k, -1, _MAX_TOKENS)
         if self.seed is not None:
             _check_integer("seed", self.seed, 0, 2**63 - 1)
@@ -81,10 +101,14 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         _check_integer("priority", self.priority, -_MAX_PRIORITY, _MAX_PRIORITY)
         if not isinstance(self.cache_salt, str) or len(self.cache_salt) > _MAX_SALT_CHARACTERS:
             raise _invalid("cache_salt", f"a string of at most {_MAX_SALT_CHARACTERS} characters")
-        msgspec.structs.force_setattr(self, "stop", _checked_stop(self.stop))
-        msgspec.structs.force_setattr(
-            self, "stop_token_ids", _checked_stop_token_ids(self.stop_token_ids)
-        )
+        for name, value in (
+            ("stop", _checked_stop(self.stop)),
+            ("stop_token_ids", _checked_ids(self, "stop_token_ids", MAX_STOP_TOKEN_IDS)),
+            ("allowed_token_ids", _checked_ids(self, "allowed_token_ids", MAX_ALLOWED_TOKEN_IDS)),
+            ("logit_bias", _checked_logit_bias(self.logit_bias)),
+            ("bad_words", _checked_bad_words(self.bad_words)),
+        ):
+            msgspec.structs.force_setattr(self, name, value)
 
 
 def _invalid(name: str, wanted: str, value: Any = None) -> InvalidRequestError:
@@ -124,9 +148,39 @@ def _checked_stop(stop: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(stops))
 
 
-def _checked_stop_token_ids(ids: Any) -> tuple[int, ...]:
+def _checked_ids(params: SamplingParams, name: str, max_count: int) -> tuple[int, ...]:
+    ids = getattr(params, name)
     if not isinstance(ids, list | tuple) or not all(type(i) is int for i in ids):
-        raise _invalid("stop_token_ids", "a list of integers", ids)
-    if len(ids) > MAX_STOP_TOKEN_IDS:
-        raise _invalid("stop_token_ids", f"at most {MAX_STOP_TOKEN_IDS} token ids", len(ids))
+        raise _invalid(name, "a list of integers", ids)
+    if len(ids) > max_count:
+        raise _invalid(name, f"at most {max_count} token ids", len(ids))
     return tuple(dict.fromkeys(ids))
+
+
+def _checked_logit_bias(biases: Any) -> dict[int, float]:
+    if not isinstance(biases, Mapping):
+        raise _invalid("logit_bias", "an object of token ids and numbers", biases)
+    if len(biases) > MAX_LOGIT_BIASES:
+        raise _invalid("logit_bias", f"at most {MAX_LOGIT_BIASES} entries", len(biases))
+    checked: dict[int, float] = {}
+    for key, value in biases.items():
+        is_id = type(key) is int or (isinstance(key, str) and key.isdecimal() and len(key) < 20)
+        if not is_id:
+            raise _invalid("logit_bias", "keyed by token ids", key)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not -100 <= value <= 100:
+            raise _invalid("logit_bias", "made of numbers between -100 and 100", value)
+        checked[int(key)] = float(value)
+    return checked
+
+
+def _checked_bad_words(words: Any) -> tuple[str, ...]:
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+        raise _invalid("bad_words", "a list of strings", words)
+    if not all(word.strip() for word in words):
+        raise _invalid("bad_words", "made of strings with more than white space", words)
+    if len(words) > MAX_BAD_WORDS:
+        raise _invalid("bad_words", f"at most {MAX_BAD_WORDS} strings", len(words))
+    if sum(map(len, words)) > MAX_BAD_WORD_CHARACTERS:
+        raise _invalid("bad_words", f"at most {MAX_BAD_WORD_CHARACTERS} characters in all")
+    return tuple(dict.fromkeys(words))

@@ -7,7 +7,12 @@ import pytest
 
 from tokasaurus.errors import InvalidRequestError, PromptTooLongError
 from tokasaurus.ipc.messages.to_manager import GenerateRequest
-from tokasaurus.server.request_building import ModelLimits, build_requests, check_prompt_ids
+from tokasaurus.server.request_building import (
+    ModelLimits,
+    build_requests,
+    check_prompt_ids,
+    encode_bad_words,
+)
 from tokasaurus.server.sampling_params import SamplingParams
 
 LIMITS = ModelLimits(max_model_len=10, vocab_size=100, eos_token_ids=(2, 3))
@@ -97,3 +102,30 @@ def test_no_prompt(ids: list[object]) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         check_prompt_ids(ids, LIMITS, param="input")  # type: ignore[arg-type]
     assert caught.value.param == "input"
+
+
+def test_what_changes_the_logits_reaches_the_worker() -> None:
+    [request] = build(
+        frequency_penalty=1,
+        presence_penalty=0.5,
+        repetition_penalty=1.25,
+        logit_bias={"9": 3, "4": -1},
+        allowed_token_ids=[4, 9, 4],
+    )
+    sampling = request.sampling
+    assert (sampling.frequency_penalty, sampling.presence_penalty) == (1.0, 0.5)
+    assert sampling.repetition_penalty == 1.25
+    assert dict(zip(sampling.bias_ids, sampling.bias_values, strict=True)) == {9: 3.0, 4: -1.0}
+    assert sampling.allowed_token_ids == (4, 9)
+    assert sampling.depends_on_tokens
+    assert not build()[0].sampling.depends_on_tokens
+
+
+def test_bad_words_with_and_without_a_leading_space() -> None:
+    def encode(text: str) -> list[int]:
+        return list(text.encode())
+
+    words = encode_bad_words(["ab", " c"], encode)
+    assert set(words) == {(97, 98), (32, 97, 98), (99,), (32, 99)}
+    with pytest.raises(InvalidRequestError, match="takes 65 tokens"):
+        encode_bad_words(["x" * 64], encode)

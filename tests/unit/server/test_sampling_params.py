@@ -49,6 +49,18 @@ def test_stop_is_normalised() -> None:
         ("logprobs", 21),
         ("prompt_logprobs", -1),
         ("cache_salt", None),
+        ("frequency_penalty", 2.1),
+        ("presence_penalty", None),
+        ("repetition_penalty", 0),
+        ("logit_bias", [1]),
+        ("logit_bias", {"1.5": 1}),
+        ("logit_bias", {True: 1}),
+        ("logit_bias", {1: math.nan}),
+        ("logit_bias", dict.fromkeys(range(1025), 1)),
+        ("bad_words", "x"),
+        ("bad_words", [""]),
+        ("bad_words", ["x" * 9000]),
+        ("allowed_token_ids", ["x"]),
         ("priority", 1.5),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
@@ -58,6 +70,10 @@ def test_refused(name: str, value: Any) -> None:
         SamplingParams(**{name: value})
     assert caught.value.param == name
     assert len(str(caught.value)) < 300
+
+
+def test_logit_bias_takes_ids_as_json_writes_them() -> None:
+    assert SamplingParams(logit_bias={"7": 1, 8: -2.5}).logit_bias == {7: 1.0, 8: -2.5}
 
 
 def test_frozen() -> None:

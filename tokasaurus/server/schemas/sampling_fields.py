@@ -38,6 +38,12 @@ class SamplingFields(BaseModel):
     top_p: float | None = None
     top_k: int | None = Field(None, description="0 or -1: all tokens.")
     min_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | None = Field(None, description="Token id: bias.")
+    bad_words: list[str] | None = None
+    allowed_token_ids: list[int] | None = Field(None, description="Empty: all tokens.")
     seed: int | None = None
     max_tokens: int | None = None
     min_tokens: int | None = None

@@ -1,0 +1,57 @@
+"""The text that Prometheus reads: complete, parseable, and named as its tools want it."""
+
+import shutil
+import subprocess
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.unit.observability.filled_measurements import filled
+from tokasaurus.observability import metrics
+from tokasaurus.observability.measurements import Measurements
+from tokasaurus.observability.prometheus import PrometheusExporter
+
+
+def render(measurements: Measurements) -> str:
+    return PrometheusExporter(measurements).render().decode()
+
+
+def test_everything_in_the_catalogue_is_shown() -> None:
+    families = {f.name: f for f in text_string_to_metric_families(render(filled()))}
+    for metric in metrics.CATALOGUE:
+        family = families[metric.name.removesuffix("_total")]
+        assert family.type == metric.kind
+        assert family.documentation == metric.help
+
+
+def test_buckets_are_cumulative() -> None:
+    measurements = Measurements()
+    histogram = measurements.histogram(metrics.BATCH_SIZE, "1")
+    for size in (1, 3, 3, 10_000):
+        histogram.observe(size)
+    text = render(measurements)
+    name = metrics.BATCH_SIZE.name
+    for bound, count in (("1.0", 1), ("2.0", 1), ("4.0", 3), ("4096.0", 3), ("+Inf", 4)):
+        assert f'{name}_bucket{{dp_rank="1",le="{bound}"}} {count}.0' in text
+    assert f'{name}_count{{dp_rank="1"}} 4.0' in text
+    assert f'{name}_sum{{dp_rank="1"}} 10007.0' in text
+
+
+def test_the_process_is_shown() -> None:
+    assert "process_resident_memory_bytes" in render(Measurements())
+
+
+@pytest.mark.skipif(
+    shutil.which("promtool") is None,
+    reason="promtool is not installed (apt-get install -y prometheus)",
+)
+@pytest.mark.parametrize("measurements", [Measurements(), filled()], ids=["empty", "filled"])
+def test_promtool_finds_nothing(measurements: Measurements) -> None:
+    result = subprocess.run(
+        ["promtool", "check", "metrics"],
+        input=render(measurements),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")

@@ -7,6 +7,9 @@ from tokasaurus.manager.queues import RequestQueue
 from tokasaurus.manager.running_set import PrefixMatch, RunningSet
 from tokasaurus.manager.sequence import Sequence
 
+_RUNNING_PER_QUESTION = 128
+"""A head that was refused is asked about again when one in so many has left."""
+
 
 class AdmissionPolicy(Protocol):
     """Says whether more sequences fit. Of what they share with running ones, nothing counts twice;
@@ -57,7 +60,7 @@ class Onboarder:
         self._running = running
         self._policy = policy
         self._refused: tuple[int, int] | None = None
-        """(request, releases) of the last refusal: nothing can have changed until a release."""
+        """(request, releases) of the last refusal: nothing can have changed without releases."""
 
     def onboard(self) -> None:
         """Admit until the head of the queue does not fit; nobody overtakes it.
@@ -82,9 +85,13 @@ class Onboarder:
                 return
 
     def _is_refused(self) -> bool:
+        """Whether the head was refused, and too few have left since to ask again."""
         head = self._queue.head()
         assert head is not None
-        return self._refused == (head.request_id, self._running.num_releases)
+        if self._refused is None or self._refused[0] != head.request_id:
+            return False
+        num_left = self._running.num_releases - self._refused[1]
+        return num_left < max(1, self._running.num_running // _RUNNING_PER_QUESTION)
 
     def _onboard_all(self, candidates: list[Sequence]) -> bool:
         """Seat all of these if the policy lets them in."""

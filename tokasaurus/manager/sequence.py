@@ -14,6 +14,8 @@ from tokasaurus.ipc.messages.to_manager import GenerateRequest
 SERVER_INDEX_SHIFT = 48
 """The index of a request's server stands in the bits of its id from here up."""
 
+_GOLDEN_RATIO = (5**0.5 - 1) / 2
+
 
 class SequenceState(Enum):
     QUEUED = "queued"
@@ -56,6 +58,11 @@ class Sequence:
         # What ends by length alone says nothing about what may stop.
         kind = 2 * zlib.crc32(request.predictor_key.encode()) + bool(request.stop_token_ids)
         return cls(request=request, arrival=arrival, token_ids=token_ids, kind=kind)
+
+    @property
+    def quantile(self) -> float:
+        """In (0, 1), and spread evenly over any sequences that came one after the other."""
+        return (self.arrival * _GOLDEN_RATIO + 0.5) % 1.0
 
     @property
     def request_id(self) -> int:

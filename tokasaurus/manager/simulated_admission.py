@@ -4,6 +4,8 @@ How long each of them still runs is predicted from those that ended; that one nu
 blocks come back and how many it takes until then.
 """
 
+import zlib
+
 import numpy as np
 
 from tokasaurus.manager.block_usage import usage_at
@@ -45,7 +47,8 @@ class SimulateFuture:
             self._forecast.settle(sequences)
 
     def observe(self, sequence: Sequence, num_outputs: int, *, is_stop: bool) -> None:
-        self._predictor.observe(sequence.kind, num_outputs, is_stop=is_stop)
+        prompt = zlib.crc32(sequence.request.prompt_ids.tobytes())
+        self._predictor.observe(sequence.kind, prompt, num_outputs, is_stop=is_stop)
 
     def forecast(self, running: RunningSet) -> Forecast:
         """What the seated sequences will hold."""
@@ -64,7 +67,11 @@ class SimulateFuture:
         )
 
     def _predict(
-        self, kinds: np.ndarray, num_outputs: np.ndarray, max_tokens: np.ndarray
+        self,
+        kinds: np.ndarray,
+        num_outputs: np.ndarray,
+        max_tokens: np.ndarray,
+        quantiles: np.ndarray,
     ) -> np.ndarray:
         remaining = np.zeros(kinds.size, np.int64)
         none = np.empty(0, np.int64)
@@ -74,6 +81,7 @@ class SimulateFuture:
                 kind,
                 num_outputs[of_kind],
                 max_tokens[of_kind],
+                quantiles[of_kind],
                 self._running_outputs.get(kind, none),
             )
         return remaining

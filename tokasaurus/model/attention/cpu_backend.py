@@ -147,8 +147,7 @@ class CpuBackend:
 
     def _zeros(self, num_blocks: int, block_elements: int) -> torch.Tensor:
         """Zeroed by the system on first touch: an unused part of the cache takes no memory."""
-        raw = np.zeros(num_blocks * block_elements * self._dtype.itemsize, np.uint8)
-        return torch.from_numpy(raw).view(self._dtype)
+        return self.kernels.ops.huge_zeros(num_blocks * block_elements, self._dtype)
 
 
 def _int32(array: np.ndarray) -> torch.Tensor:

@@ -68,7 +68,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(arguments=cases(), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
 def test_equals_oracle(flavour: str, arguments: dict[str, Any], dtype: torch.dtype) -> None:

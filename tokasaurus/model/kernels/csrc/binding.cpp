@@ -5,6 +5,7 @@
 
 #include "attention.h"
 #include "binding_checks.h"
+#include "huge_pages.h"
 #include "linear.h"
 
 namespace toka {
@@ -20,14 +21,25 @@ const float* optional_floats(const std::optional<at::Tensor>& tensor, int64_t co
   return tensor->const_data_ptr<float>();
 }
 
+at::Tensor tensor_over(std::shared_ptr<char> memory, int64_t elements, at::ScalarType dtype) {
+  void* data = memory.get();
+  return at::from_blob(data, {elements}, [memory](void*) {}, at::TensorOptions().dtype(dtype));
+}
+
+at::Tensor huge_zeros_op(int64_t elements, at::ScalarType dtype) {
+  return tensor_over(map_huge_pages(elements * c10::elementSize(dtype)), elements, dtype);
+}
+
 at::Tensor pack_weight_op(const at::Tensor& weight, bool gated) {
   TORCH_CHECK(weight.dim() == 2 && weight.is_contiguous(), "weight must be a contiguous matrix");
   const Type type = type_of(weight, "weight");
   const int64_t rows = weight.size(0), columns = weight.size(1);
   TORCH_CHECK(!gated || rows % 2 == 0, "a gated weight has two halves of rows");
   const int64_t out_features = gated ? rows / 2 : rows;
-  at::Tensor packed =
-      at::empty({packed_elements(out_features, columns, gated, type)}, weight.options());
+  static HugePageArena arena;
+  const int64_t elements = packed_elements(out_features, columns, gated, type);
+  at::Tensor packed = tensor_over(arena.allocate(elements * weight.element_size()), elements,
+                                  weight.scalar_type());
   pack_weight(weight.const_data_ptr(), out_features, columns, gated, type,
               packed.mutable_data_ptr(), threads());
   return packed;
@@ -195,6 +207,7 @@ TOKA_LIBRARY(TOKA_NAMESPACE, m) {
       "Tensor(a!) k_cache, Tensor(b!) v_cache, int page_size, float scale, float softcap, "
       "int window, Tensor? sinks, Tensor items, Tensor merges, Tensor parts, int partial_rows) "
       "-> Tensor");
+  m.def("huge_zeros(int elements, ScalarType dtype) -> Tensor", &toka::huge_zeros_op);
   m.def("cache_block_sizes(int num_kv_heads, int head_dim, int page_size, ScalarType dtype) "
         "-> (int, int)",
         &toka::cache_block_sizes_op);

@@ -12,6 +12,12 @@ namespace {
 // Bytes of activations that a block of rows may take, so that it stays in the L2 cache.
 constexpr int64_t ROW_BLOCK_BYTES = 192 * 1024;
 
+// Of K: a slice of an expanded panel takes 16 KB, half of the smallest L1 cache.
+constexpr int64_t K_SLICE = 256;
+
+// More rows than this are limited by arithmetic, not by the stream of weights.
+constexpr int MAX_STREAMING_ROWS = 4;
+
 int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 template <class T>
@@ -134,29 +140,26 @@ struct Epilogue {
   }
 };
 
-// C tile of up to MR rows by one panel, over all of K. B is a packed panel or its expansion.
-template <class A, class B>
-TOKA_INLINE void panel_product(const A* a, int64_t lda, const B* panel, int64_t steps, int rows,
-                               F* tile) {
+// tile[rows][2] += A B over `steps` of one panel, whose layout is B's. rows <= MR.
+template <bool STREAMS, class A, class B>
+TOKA_INLINE void add_product(const A* a, int64_t lda, const B* panel, int64_t steps, int rows,
+                             F* tile) {
+  constexpr int WIDE = 2;
   with_rows(rows, [&](auto constant) {
     constexpr int M = decltype(constant)::value;
-    if constexpr (NV == 2 || M > 4) {
-      for (int v = 0; v < 2; v += NV) {
-        F acc[M][NV] = {};
-        multiply<M, NV>(a, lda, panel + v * W * Operand<B>::PACK, NR, int(steps), acc);
-        for (int m = 0; m < M; m++)
-          for (int n = 0; n < NV; n++) tile[2 * m + v + n] = acc[m][n];
-      }
-    } else {
-      F acc[M][2] = {};
-      multiply<M, 2>(a, lda, panel, NR, int(steps), acc);
+    constexpr int N = M * WIDE <= MR * NV ? WIDE : NV;
+    for (int v = 0; v < WIDE; v += N) {
+      F acc[M][N];
       for (int m = 0; m < M; m++)
-        for (int n = 0; n < 2; n++) tile[2 * m + n] = acc[m][n];
+        for (int n = 0; n < N; n++) acc[m][n] = tile[WIDE * m + v + n];
+      multiply<M, N, STREAMS && M <= MAX_STREAMING_ROWS>(a, lda, panel + v * W * Operand<B>::PACK, NR, int(steps), acc);
+      for (int m = 0; m < M; m++)
+        for (int n = 0; n < N; n++) tile[WIDE * m + v + n] = acc[m][n];
     }
   });
 }
 
-void expand_panel(const bf16* panel, int64_t steps, float* out) {
+[[maybe_unused]] void expand_panel(const bf16* panel, int64_t steps, float* out) {
   for (int64_t k = 0; k < steps; k++)
     for (int n = 0; n < 2; n++) {
       const U pairs = load_as<U>(panel + (k * NR + n * W) * 2);
@@ -165,40 +168,54 @@ void expand_panel(const bf16* panel, int64_t steps, float* out) {
     }
 }
 
+// A block of rows times one panel. Goes over K in slices whose part of the panel stays in the L1
+// cache while all rows pass by; bf16 slices are expanded to floats where that pays.
+template <class T, class A>
+void panel_product(const A* a, int64_t lda, const T* panel, int64_t steps, int64_t rows,
+                   F* tile, float* expanded) {
+  constexpr bool EXPANDS = std::is_same<T, bf16>::value && !HAS_BF16_DOT;
+  constexpr int PACK = Operand<T>::PACK;
+  const int64_t tiles = (rows + MR - 1) / MR, tile_rows = (rows + tiles - 1) / tiles;
+  const bool expand = EXPANDS && tiles > 2;
+  const int64_t slice = tiles == 1 ? steps : K_SLICE / PACK;
+  std::memset(static_cast<void*>(tile), 0, rows * 2 * sizeof(F));
+  for (int64_t k = 0; k < steps; k += slice) {
+    const int64_t count = std::min(slice, steps - k);
+    const T* part = panel + k * NR * PACK;
+    if constexpr (EXPANDS) {
+      if (expand) expand_panel(part, count, expanded);
+    }
+    for (int64_t m = 0; m < rows; m += tile_rows) {
+      const int n = int(std::min(tile_rows, rows - m));
+      const A* row = a + m * lda + k * PACK;
+      if (expand)
+        add_product<false>(reinterpret_cast<const float*>(row), lda, static_cast<const float*>(expanded),
+                    count * PACK, n, tile + 2 * m);
+      else if (tiles == 1)
+        add_product<true>(row, lda, part, count, n, tile + 2 * m);
+      else
+        add_product<false>(row, lda, part, count, n, tile + 2 * m);
+    }
+  }
+}
+
 // Panels [first, last) of outputs, rows [row0, row0 + rows): the task of one thread.
 template <class T, class Out>
 void panels_task(const LinearCall& call, const typename Operand<T>::A* a, int64_t lda, int64_t row0,
                  int64_t rows, int64_t first, int64_t last) {
-  constexpr bool EXPANDS = std::is_same<T, bf16>::value && !HAS_BF16_DOT;
   const Shape<T> shape(call.out_features, call.in_features, call.gated);
   const T* packed = static_cast<const T*>(call.packed);
   const Epilogue<T, Out> epilogue{call};
   const int halves = call.gated ? 2 : 1;
   thread_local Scratch scratch;
-  float* expanded = nullptr;
-  const bool expand = EXPANDS && rows > 2 * MR;
-  if (expand) expanded = scratch.get<float>(halves * shape.panel_size);
+  float* expanded = scratch.get<float>(K_SLICE * NR + 2 * rows * 2 * W);
+  F* tiles[2] = {reinterpret_cast<F*>(expanded + K_SLICE * NR), nullptr};
+  if (call.gated) tiles[1] = tiles[0] + 2 * rows;
   for (int64_t p = first; p < last; p++) {
-    const T* panels[2];
-    for (int h = 0; h < halves; h++) {
-      panels[h] = packed + (p * halves + h) * shape.panel_size;
-      if constexpr (EXPANDS) {
-        if (expand) expand_panel(panels[h], shape.steps, expanded + h * shape.panel_size);
-      }
-    }
-    for (int64_t m = 0; m < rows; m += MR) {
-      const int tile_rows = int(std::min<int64_t>(MR, rows - m));
-      F tiles[2][MR * 2];
-      for (int h = 0; h < halves; h++) {
-        if (expand)
-          panel_product(reinterpret_cast<const float*>(a) + m * lda, lda,
-                        static_cast<const float*>(expanded) + h * shape.panel_size,
-                        shape.steps * shape.PACK, tile_rows, tiles[h]);
-        else
-          panel_product(a + m * lda, lda, panels[h], shape.steps, tile_rows, tiles[h]);
-      }
-      epilogue(tiles[0], call.gated ? tiles[1] : nullptr, tile_rows, row0 + m, p * NR);
-    }
+    for (int h = 0; h < halves; h++)
+      panel_product(a, lda, packed + (p * halves + h) * shape.panel_size, shape.steps, rows,
+                    tiles[h], expanded);
+    epilogue(tiles[0], tiles[1], int(rows), row0, p * NR);
   }
 }
 
@@ -272,6 +289,7 @@ void packed_rows(const void* packed, const int64_t* ids, int64_t num_ids, int64_
 }
 
 void linear(const LinearCall& call) {
+  if (call.num_rows == 0) return;
   if (call.weight_type == Type::Float)
     run<float, float>(call);
   else if (call.out_type == Type::Float)

@@ -42,10 +42,22 @@ constexpr int MR = 4, NV = 1;
 #endif
 constexpr int NR = 2 * W;  // columns of a packed panel
 
-template <int M, int N>
+// How many steps ahead a stream of weights (B read once, step after step) is fetched: a page of
+// 4 KB, so that the address of the next page is translated in time too.
+constexpr int PREFETCH_STEPS = 4096 / (NR * 4);
+
+template <class T>
+TOKA_INLINE void prefetch_step(const T* b, ptrdiff_t elements_per_step) {
+  const char* ahead = reinterpret_cast<const char*>(b + PREFETCH_STEPS * elements_per_step);
+  for (int line = 0; line < NR * 4 / 64; line++) __builtin_prefetch(ahead + 64 * line);
+}
+
+template <int M, int N, bool STREAMS = false>
 TOKA_INLINE void multiply(const float* a, ptrdiff_t lda, const float* b, ptrdiff_t ldb, int steps,
                           F (&acc)[M][N]) {
+#pragma GCC unroll 4
   for (int k = 0; k < steps; k++) {
+    if (STREAMS) prefetch_step(b, ldb);
     F bk[N];
     for (int n = 0; n < N; n++) bk[n] = load(b + n * W);
     for (int m = 0; m < M; m++) {
@@ -57,12 +69,14 @@ TOKA_INLINE void multiply(const float* a, ptrdiff_t lda, const float* b, ptrdiff
 }
 
 // `ldb` counts columns (32-bit pairs) per step, `steps` counts pairs of k.
-template <int M, int N, class A>
+template <int M, int N, bool STREAMS = false, class A>
 TOKA_INLINE void multiply(const A* a, ptrdiff_t lda, const bf16* b, ptrdiff_t ldb, int steps,
                           F (&acc)[M][N]) {
   static_assert(std::is_same<A, Operand<bf16>::A>::value, "the rows of A must be operands");
 #if defined(__AVX512BF16__)
+#pragma GCC unroll 4
   for (int k = 0; k < steps; k++) {
+    if (STREAMS) prefetch_step(b, 2 * ldb);
     __m512bh bk[N];
     for (int n = 0; n < N; n++) bk[n] = load_as<__m512bh>(b + 2 * n * W);
     for (int m = 0; m < M; m++) {
@@ -74,7 +88,9 @@ TOKA_INLINE void multiply(const A* a, ptrdiff_t lda, const bf16* b, ptrdiff_t ld
     b += 2 * ldb;
   }
 #else
+#pragma GCC unroll 4
   for (int k = 0; k < steps; k++) {
+    if (STREAMS) prefetch_step(b, 2 * ldb);
     F bk[N];
     for (int n = 0; n < N; n++) bk[n] = pair_lo(load_as<U>(b + 2 * n * W));
     for (int m = 0; m < M; m++) {

@@ -1,0 +1,67 @@
+"""Choosing, refusing and failing to build kernel flavours."""
+
+from pathlib import Path
+
+import pytest
+
+from tokasaurus.errors import ConfigError
+from tokasaurus.model.kernels import loader
+
+
+@pytest.fixture
+def nothing_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(loader, "_loaded", {})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def test_best_flavour_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(loader.FLAVOUR_VARIABLE, raising=False)
+    assert loader.load_kernels().flavour == loader.native_flavour()
+    assert loader.runnable_flavours()[-1] == "generic"
+
+
+def test_environment_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(loader.FLAVOUR_VARIABLE, "generic")
+    assert loader.load_kernels().flavour == "generic"
+    assert loader.load_kernels(loader.native_flavour()).flavour == loader.native_flavour()
+
+
+def test_unknown_flavour_lists_what_runs() -> None:
+    with pytest.raises(ConfigError, match="choose one of .*generic"):
+        loader.load_kernels("quantum")
+
+
+@pytest.mark.usefixtures("nothing_loaded")
+def test_failed_build_is_remembered_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts = []
+
+    def fail(*arguments: object) -> None:
+        attempts.append(arguments)
+        raise OSError("c++: not found")
+
+    monkeypatch.setattr(loader, "_build", fail)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"install g\+\+.*c\+\+: not found"):
+            loader.load_kernels("generic")
+    assert len(attempts) == 1
+    assert not loader.kernels_available() or loader.native_flavour() != "generic"
+
+
+@pytest.mark.usefixtures("nothing_loaded")
+def test_second_process_finds_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another process built while this one waited for the lock is not built again."""
+    lines: list[str] = []
+
+    def build(flavour: str, namespace: str, library: Path) -> None:
+        library.write_bytes(b"")
+
+    monkeypatch.setattr(loader, "_build", build)
+    for _ in range(2):
+        library = loader._built_library("generic", "tokasaurus_generic", lines.append)
+        assert library.exists()
+    assert len(lines) == 1
+
+
+def test_key_depends_on_the_flavour() -> None:
+    assert loader._build_key("generic") != loader._build_key("avx2")
+    assert loader._build_key("avx2") == loader._build_key("avx2")

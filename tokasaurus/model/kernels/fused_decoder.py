@@ -35,6 +35,7 @@ class FusedDecoder:
         self._final_norm = _floats(decoder.norm.weight)
         first = decoder.layers[0]
         assert isinstance(first, DecoderLayer)
+        assert isinstance(first.mlp, GatedMLP)
         self._norm_eps = first.attention_norm.eps
         qkv = first.attention.qkv
         self._sizes = (qkv.num_heads, qkv.num_kv_heads, qkv.head_dim)
@@ -47,7 +48,7 @@ class FusedDecoder:
         self._embedding: torch.Tensor | None = None
         if not decoder.head.is_tied:
             self._embedding = decoder.embedding.weight.detach()
-        _release(decoder.head)
+        release(decoder.head)
         self._scales = [layer.scale for layer in self.attention_layers]
         self._softcaps = [layer.logit_softcap or 0.0 for layer in self.attention_layers]
         self._windows = [layer.sliding_window or 0 for layer in self.attention_layers]
@@ -104,12 +105,13 @@ def can_fuse(decoder: Decoder) -> bool:
 def _pack_layer(layer: DecoderLayer, kernels: Kernels) -> list[torch.Tensor]:
     """The layer's tensors in the order of binding_stack.cpp; its own weights are freed."""
     attention, mlp = layer.attention, layer.mlp
+    assert isinstance(mlp, GatedMLP)
     packed, biases = [], []
     for linear in (attention.qkv, attention.out, mlp.gate_up, mlp.down):
         kernel = PackedLinear(kernels, linear.weight, linear.bias, gated=linear is mlp.gate_up)
         packed.append(kernel.packed)
         biases.append(torch.empty(0) if kernel.bias is None else kernel.bias)
-        _release(linear)
+        release(linear)
     norms = [_floats(layer.attention_norm.weight), _floats(layer.mlp_norm.weight)]
     return [*packed, *biases, *norms, *_head_norms(attention), _sinks(attention.layer)]
 
@@ -128,7 +130,7 @@ def _floats(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().float().contiguous()
 
 
-def _release(linear: Linear) -> None:
+def release(linear: Linear) -> None:
     """Give the plain weight's memory back."""
     assert isinstance(linear.weight, nn.Parameter)
     linear.weight.data = linear.weight.data.new_empty(0)

@@ -5,8 +5,9 @@ import torch
 from tokasaurus.model.attention.backend import AttentionBackend, CausalModel
 from tokasaurus.model.attention.cpu_backend import CpuBackend
 from tokasaurus.model.decoder import Decoder
-from tokasaurus.model.kernels.fused_decoder import FusedDecoder, can_fuse
+from tokasaurus.model.kernels.fused_decoder import FusedDecoder, can_fuse, release
 from tokasaurus.model.kernels.linear import PackedLinear
+from tokasaurus.model.layers.linear import Linear
 
 
 def with_cpu_kernels(model: CausalModel, backend: AttentionBackend) -> CausalModel:
@@ -24,4 +25,7 @@ def with_cpu_kernels(model: CausalModel, backend: AttentionBackend) -> CausalMod
         return PackedLinear(backend.kernels, weight, bias)
 
     model.pack_linears(pack)
+    for module in model.modules():
+        if isinstance(module, Linear) and not (module is model.head and model.head.is_tied):
+            release(module)
     return model

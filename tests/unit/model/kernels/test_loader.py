@@ -27,7 +27,7 @@ def test_environment_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_unknown_flavour_lists_what_runs() -> None:
-    with pytest.raises(ConfigError, match="choose one of .*generic"):
+    with pytest.raises(ConfigError, match=r"choose one of .*generic"):
         loader.load_kernels("quantum")
 
 

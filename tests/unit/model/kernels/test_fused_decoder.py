@@ -1,0 +1,141 @@
+"""The fused decoder equals the shared decoder over the torch backend; other shapes are packed."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tokasaurus.model.attention.backend import AttentionBackend, AttentionBatch, CausalModel
+from tokasaurus.model.attention.cpu_backend import CpuBackend
+from tokasaurus.model.attention.torch_backend import TorchBackend
+from tokasaurus.model.config import DecoderSpec, RopeSpec, TensorSpec
+from tokasaurus.model.decoder import Decoder
+from tokasaurus.model.kernels.fused_decoder import FusedDecoder
+from tokasaurus.model.kernels.install import with_cpu_kernels
+from tokasaurus.model.kernels.loader import runnable_flavours
+
+CPU = torch.device("cpu")
+PAGE_SIZE = 8
+ROPE = RopeSpec(
+    kind="default",
+    theta=100.0,
+    rotary_dim=16,
+    default_positions=64,
+    max_positions=64,
+    original_positions=64,
+)
+SPEC = DecoderSpec(
+    vocab_size=97,
+    hidden_size=40,
+    intermediate_size=72,
+    num_layers=2,
+    num_heads=6,
+    num_kv_heads=2,
+    head_dim=16,
+    rope=ROPE,
+    norm_eps=1e-5,
+    activation="silu",
+    sliding_windows=(None, None),
+)
+FUSED: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "tied": {"tie_embeddings": True},
+    "biases": {"qkv_bias": True, "attention_out_bias": True, "mlp_bias": True},
+    "head norms": {"qk_norm": True},
+    "window": {"sliding_windows": (5, None)},
+    "partial rotary": {"rope": replace(ROPE, rotary_dim=8)},
+}
+PACKED: dict[str, dict[str, Any]] = {
+    "gelu": {"activation": "gelu"},
+    "parallel": {"block": "parallel_shared_norm", "norm": "layer", "mlp": "plain"},
+}
+
+
+def make_decoder(dtype: torch.dtype, **features: Any) -> Decoder:
+    decoder = Decoder(
+        replace(SPEC, **features), "test", 64, TensorSpec(dtype=dtype, device=CPU)
+    ).eval()
+    rng = torch.Generator().manual_seed(0)
+    for name, parameter in decoder.named_parameters():
+        values = torch.randn(parameter.shape, generator=rng) * 0.2
+        parameter.data.copy_(values + (1 if "norm.weight" in name else 0))
+    return decoder
+
+
+def logits_of_two_steps(model: CausalModel, backend: AttentionBackend) -> torch.Tensor:
+    """A prefill of 13 and 1 tokens, then a decode of both rows."""
+    backend.allocate(6)
+    results = []
+    for query_lens, kv_lens in (([13, 1], [13, 1]), ([1, 1], [14, 2])):
+        positions = np.concatenate(
+            [np.arange(k - q, k) for q, k in zip(query_lens, kv_lens, strict=True)]
+        )
+        tables = [np.array([4, 1]), np.array([3])]
+        rows = np.repeat([0, 1], query_lens)
+        blocks = [int(tables[r][p // PAGE_SIZE]) for r, p in zip(rows, positions, strict=True)]
+        backend.plan(
+            AttentionBatch(
+                num_prefill_rows=2 if query_lens[0] > 1 else 0,
+                query_lens=np.array(query_lens, np.int32),
+                kv_lens=np.array(kv_lens, np.int32),
+                block_indptr=np.array([0, 2, 3], np.int32),
+                block_ids=np.array([4, 1, 3], np.int32),
+                slot_mapping=np.array(blocks, np.int64) * PAGE_SIZE + positions % PAGE_SIZE,
+            )
+        )
+        ids = torch.from_numpy(positions * 7 % SPEC.vocab_size)
+        hidden = model.forward(ids, torch.from_numpy(positions), backend)
+        results.append(model.logits(hidden))
+    return torch.cat(results)
+
+
+def backends(
+    model: CausalModel, flavour: str, dtype: torch.dtype
+) -> tuple[TorchBackend, CpuBackend]:
+    layers = model.attention_layers
+    arguments: dict[str, Any] = {"page_size": PAGE_SIZE, "dtype": dtype, "device": CPU}
+    return TorchBackend(layers, **arguments), CpuBackend(layers, flavour=flavour, **arguments)
+
+
+@pytest.mark.parametrize("flavour", runnable_flavours())
+@pytest.mark.parametrize("features", [*FUSED, *PACKED])
+@torch.inference_mode()
+def test_equals_the_shared_decoder(features: str, flavour: str) -> None:
+    dtype = torch.float32
+    model = make_decoder(dtype, **(FUSED | PACKED)[features])
+    torch_backend, cpu_backend = backends(model, flavour, dtype)
+    expected = logits_of_two_steps(model, torch_backend)
+    fast = with_cpu_kernels(model, cpu_backend)
+    assert isinstance(fast, FusedDecoder) == (features in FUSED)
+    actual = logits_of_two_steps(fast, cpu_backend)
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual, expected, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("flavour", runnable_flavours())
+@torch.inference_mode()
+def test_bfloat16_is_near_float32(flavour: str) -> None:
+    model = make_decoder(torch.bfloat16, qk_norm=True, tie_embeddings=True)
+    wide = make_decoder(torch.float32, qk_norm=True, tie_embeddings=True)
+    for parameter, source in zip(wide.parameters(), model.parameters(), strict=True):
+        parameter.data.copy_(source)
+    expected = logits_of_two_steps(wide, backends(wide, flavour, torch.float32)[0])
+    backend = backends(model, flavour, torch.bfloat16)[1]
+    actual = logits_of_two_steps(with_cpu_kernels(model, backend), backend)
+    assert (actual - expected).abs().max() < 0.03 * expected.abs().max()
+
+
+def test_weights_are_held_once() -> None:
+    model = make_decoder(torch.bfloat16, tie_embeddings=True)
+    backend = backends(model, runnable_flavours()[0], torch.bfloat16)[1]
+    with_cpu_kernels(model, backend)
+    assert model.embedding.weight.numel() == 0
+    assert sum(p.numel() for p in model.parameters() if p.dim() > 1) == 0
+
+
+def test_other_backends_leave_the_model_alone() -> None:
+    model = make_decoder(torch.float32)
+    backend = backends(model, runnable_flavours()[0], torch.float32)[0]
+    assert with_cpu_kernels(model, backend) is model

@@ -22,6 +22,10 @@ class EngineConfig(StrictConfig):
     """The name that clients use for the model; None: the value of `model`."""
     chat_template: str | None = None
     """File with a Jinja chat template; None: the tokenizer's own."""
+    tool_parser: Literal["auto", "none", "hermes", "llama3", "mistral"] = "auto"
+    """Form in which the model calls tools (Qwen writes as hermes); auto: by its chat template."""
+    reasoning_parser: Literal["auto", "none", "think", "mistral"] = "auto"
+    """Marks around a model's reasoning, <think> or [THINK]; auto: by its chat template."""
 
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 lets other machines in."""
@@ -88,6 +92,15 @@ class EngineConfig(StrictConfig):
     """Most sequences that run at the same time."""
     scheduling_steps_ahead: int | None = None
     """Steps planned before their predecessors' tokens are known; None: what suits the device."""
+    max_prefill_tokens_per_step: int | None = None
+    """Most prompt tokens of a step that also decodes, so that long prompts don't hold up others'
+    streams; None: whatever the decodes leave."""
+    use_hydragen: bool = True
+    """Compute attention to a prefix that many sequences share once, where the backend can."""
+    hydragen_min_group_size: int = 8
+    """Fewest decoding sequences for which a shared prefix is computed once."""
+    hydragen_min_prefix_len: int = 128
+    """Fewest tokens of a shared prefix that is computed once."""
     cpu_threads: int | None = None
     """Threads that each worker computes with; None: its share of the physical cores."""
 
@@ -178,5 +191,8 @@ _LEAST = {
     "dp_size": 1,
     "pp_size": 1,
     "tp_size": 1,
+    "max_prefill_tokens_per_step": 1,
+    "hydragen_min_group_size": 2,
+    "hydragen_min_prefix_len": 1,
     "debug_preempt_every_steps": 0,
 }

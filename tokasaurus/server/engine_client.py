@@ -61,6 +61,8 @@ class Prompt(msgspec.Struct, frozen=True):
     params: SamplingParams
     param: str = "prompt"
     """What a client calls the ids, for messages about them."""
+    visible_tokens: tuple[str, ...] = ()
+    """Special tokens that stay in the text even where others are skipped."""
 
 
 class EngineClient:
@@ -228,7 +230,9 @@ class EngineClient:
     ) -> None:
         assert self._channels is not None
         detokenizer = self._tokenizer.detokenizer(
-            skip_special_tokens=prompt.params.skip_special_tokens, prompt_ids=prompt.prompt_ids
+            skip_special_tokens=prompt.params.skip_special_tokens,
+            prompt_ids=prompt.prompt_ids,
+            visible_tokens=prompt.visible_tokens,
         )
         generation = Generation(
             len(group.generations), request, prompt.params, dp_rank, detokenizer

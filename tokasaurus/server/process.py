@@ -22,6 +22,7 @@ from tokasaurus.observability.statsd import StatsdSender
 from tokasaurus.server.app import create_app
 from tokasaurus.server.engine_client import EngineClient
 from tokasaurus.server.listening import bind_socket, cannot_listen, url_of
+from tokasaurus.server.output_format import OutputFormat
 from tokasaurus.server.state import ServerState
 from tokasaurus.server.stats_reporter import StatsReporter
 from tokasaurus.tokenization.chat_template import ChatTemplate
@@ -82,15 +83,21 @@ def _load(
         eos_token_ids=read_model_config(folder).eos_token_ids,
         max_in_flight=config.max_queued_requests,
     )
+    chat_template = ChatTemplate.load(
+        tokenizer_folder,
+        tokenizer.settings,
+        tokenizer.named_tokens,
+        override=config.chat_template,
+    )
     return ServerState(
         engine=engine,
         tokenizer=tokenizer,
         encoding_pool=EncodingPool(tokenizer),
-        chat_template=ChatTemplate.load(
-            tokenizer_folder,
-            tokenizer.settings,
-            tokenizer.named_tokens,
-            override=config.chat_template,
+        chat_template=chat_template,
+        output_format=OutputFormat.choose(
+            chat_template,
+            tool_parser=config.tool_parser,
+            reasoning_parser=config.reasoning_parser,
         ),
         model_name=config.public_model_name,
         max_body_bytes=config.max_body_bytes,

@@ -8,6 +8,7 @@ from fastapi import Request
 from tokasaurus.errors import ModelNotFoundError
 from tokasaurus.server.engine_client import EngineClient
 from tokasaurus.server.errors import ServerNotReadyError
+from tokasaurus.server.output_format import OutputFormat
 from tokasaurus.tokenization.chat_template import ChatTemplate
 from tokasaurus.tokenization.encoding_pool import EncodingPool
 from tokasaurus.tokenization.tokenizer import Tokenizer
@@ -22,6 +23,8 @@ class ServerState:
     encoding_pool: EncodingPool
     chat_template: ChatTemplate | None
     model_name: str
+    output_format: OutputFormat = field(default_factory=OutputFormat)
+    """How the model marks reasoning and tool calls."""
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
     started_at: int = field(default_factory=lambda: int(time.time()))
 

@@ -24,12 +24,26 @@ _RESERVED = frozenset({"messages", "tools", "add_generation_prompt"})
 class ChatTemplate:
     """A compiled template with the texts of the checkpoint's special tokens."""
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str], *, origin: str) -> None:
-        """`origin` is where the template came from. Raises ModelError if it does not compile."""
-        self._source = source
+    def __init__(
+        self,
+        source: str,
+        special_tokens: Mapping[str, str],
+        *,
+        origin: str,
+        tools_source: str | None = None,
+    ) -> None:
+        """`origin` is where the template came from; `tools_source` is used where tools are given.
+
+        Raises ModelError if one of them does not compile.
+        """
+        self._source = source if tools_source is None else f"{source}\n{tools_source}"
         self._special_tokens = dict(special_tokens)
+        environment = _new_environment()
         try:
-            self._template = _new_environment().from_string(source)
+            self._template = environment.from_string(source)
+            self._tools_template = (
+                self._template if tools_source is None else environment.from_string(tools_source)
+            )
         except jinja2.TemplateError as error:
             raise ModelError(
                 f"The chat template of {origin} has an error ({error}); give chat_template= a file "
@@ -54,10 +68,16 @@ class ChatTemplate:
         file = folder / "chat_template.jinja"
         if file.is_file():
             return cls(_read(file), special_tokens, origin=str(file))
-        source = _default_of(settings.get("chat_template"))
+        declared = settings.get("chat_template")
+        source = _named(declared, "default")
         if source is None:
             return None
-        return cls(source, special_tokens, origin=f"{folder}/tokenizer_config.json")
+        return cls(
+            source,
+            special_tokens,
+            origin=f"{folder}/tokenizer_config.json",
+            tools_source=_named(declared, "tool_use") if isinstance(declared, list) else None,
+        )
 
     def mentions(self, word: str) -> bool:
         """Whether the template's source has the word, so that it may know such a role."""
@@ -87,7 +107,7 @@ class ChatTemplate:
             "add_generation_prompt": add_generation_prompt,
         }
         try:
-            return self._template.render(values)
+            return (self._tools_template if tools else self._template).render(values)
         except jinja2.TemplateError as error:
             raise InvalidRequestError(
                 f"The model's chat template refuses these messages: {error}", param="messages"
@@ -108,11 +128,11 @@ def _read(file: Path) -> str:
         raise ModelError(f"The chat template {file} can't be read ({error}).") from error
 
 
-def _default_of(declared: Any) -> str | None:
+def _named(declared: Any, name: str) -> str | None:
     """tokenizer_config.json holds one template, or a list of named ones."""
     if isinstance(declared, list):
         named = {t.get("name"): t.get("template") for t in declared if isinstance(t, dict)}
-        declared = named.get("default")
+        declared = named.get(name)
     return declared if isinstance(declared, str) else None
 
 

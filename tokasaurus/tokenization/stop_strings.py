@@ -30,7 +30,7 @@ class StopMatcher:
             self._held = ""
             self.matched = text[start:end]
             return text[: end if self._include else start]
-        held_from = min(self._possible_start(text, stop) for stop in self._stops)
+        held_from = min(possible_start(text, stop) for stop in self._stops)
         self._held = text[held_from:]
         return text[:held_from]
 
@@ -49,12 +49,12 @@ class StopMatcher:
                     first = (start, end)
         return first
 
-    @staticmethod
-    def _possible_start(text: str, stop: str) -> int:
-        """Where the longest suffix of the text that is a proper prefix of `stop` starts."""
-        position = text.find(stop[0], max(0, len(text) - len(stop) + 1))
-        while position >= 0:
-            if stop.startswith(text[position:]):
-                return position
-            position = text.find(stop[0], position + 1)
-        return len(text)
+
+def possible_start(text: str, wanted: str) -> int:
+    """Where the longest suffix of the text that is a proper prefix of `wanted` starts."""
+    position = text.find(wanted[0], max(0, len(text) - len(wanted) + 1))
+    while position >= 0:
+        if wanted.startswith(text[position:]):
+            return position
+        position = text.find(wanted[0], position + 1)
+    return len(text)

@@ -83,16 +83,26 @@ class Tokenizer:
         return detokenizer.push(token_ids) + detokenizer.flush()
 
     def detokenizer(
-        self, *, skip_special_tokens: bool = True, prompt_ids: Sequence[int] = ()
+        self,
+        *,
+        skip_special_tokens: bool = True,
+        prompt_ids: Sequence[int] = (),
+        visible_tokens: tuple[str, ...] = (),
     ) -> Detokenizer:
-        """For the text that follows `prompt_ids`, which themselves are not returned."""
+        """For the text that follows `prompt_ids`, which themselves are not returned.
+
+        `visible_tokens` are not skipped; a decoder that does not work token by token can't tell
+        them apart, and then skips no special token if one of these is special.
+        """
+        hidden = self._special_ids if skip_special_tokens else _NO_IDS
+        if visible_tokens and hidden:
+            hidden = hidden.difference(map(self._backend.token_to_id, visible_tokens))
         if self._token_bytes is None:
             return WindowDetokenizer(
                 self._backend,
-                skip_special_tokens=skip_special_tokens,
+                skip_special_tokens=skip_special_tokens and hidden == self._special_ids,
                 prefix=[int(i) for i in prompt_ids[-8:]],
             )
-        hidden = self._special_ids if skip_special_tokens else _NO_IDS
         at_start = all(int(i) in hidden for i in prompt_ids)
         return ByteDetokenizer(self._token_bytes, hidden, at_start=at_start)
 

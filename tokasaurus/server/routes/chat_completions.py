@@ -7,12 +7,10 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 
 from tokasaurus.server.body import parse_body
-from tokasaurus.server.chat_prompts import render_chat
-from tokasaurus.server.choices import ChatChoiceWriter, chat_choice
-from tokasaurus.server.engine_client import Prompt
+from tokasaurus.server.chat_choices import ChatChoiceWriter, chat_choice
+from tokasaurus.server.chat_turns import ChatTurn, RunningTurn, start_turn
 from tokasaurus.server.generation import Generation
 from tokasaurus.server.openapi import answers, takes
-from tokasaurus.server.prompt_truncation import truncated
 from tokasaurus.server.schemas.chat_completions import (
     ChatChunk,
     ChatChunkChoice,
@@ -22,6 +20,7 @@ from tokasaurus.server.schemas.chat_completions import (
 from tokasaurus.server.schemas.usage import Usage
 from tokasaurus.server.state import ServerState, state_of
 from tokasaurus.server.streaming import Chunks, EventStream
+from tokasaurus.server.tools.definitions import check_tool_choice, checked_tools
 from tokasaurus.server.usage_counting import count_usage
 from tokasaurus.server.whole_response import CLIENT_CLOSED_REQUEST, finish_all
 
@@ -41,27 +40,21 @@ async def create_chat_completion(request: Request) -> Response:
     state.check_model(body.model)
     body.check()
     params = body.sampling_params()
-    text = render_chat(
-        state,
-        body.messages,
+    tools = checked_tools(body.tools)
+    may_call = check_tool_choice(body.tool_choice, has_tools=bool(tools))
+    turn = ChatTurn(
+        messages=body.messages,
+        params=params,
+        tools=tools if may_call else [],
+        parallel_calls=body.parallel_tool_calls is not False,
+        template_variables=body.chat_template_kwargs,
         add_generation_prompt=body.add_generation_prompt is not False,
-        variables=body.chat_template_kwargs,
+        add_special_tokens=bool(body.add_special_tokens),
+        truncate_prompt_tokens=body.truncate_prompt_tokens,
     )
-    [prompt_ids] = await state.encoding_pool.encode(
-        [text], add_special_tokens=bool(body.add_special_tokens)
-    )
-    prompt_ids = truncated(
-        prompt_ids,
-        body.truncate_prompt_tokens,
-        state.engine.limits,
-        max_output_tokens=params.max_tokens,
-    )
-    group = state.engine.submit(
-        [Prompt(prompt_ids, params, "messages")],
-        stream=bool(body.stream),
-        predictor_key="chat",
-    )
-    maker = _ChatMaker(state, body, params.n)
+    running = await start_turn(state, turn, stream=bool(body.stream))
+    group = running.group
+    maker = _ChatMaker(state, body, running)
     if body.stream:
         return EventStream(
             group,
@@ -77,22 +70,31 @@ async def create_chat_completion(request: Request) -> Response:
 class _ChatMaker:
     """Builds the response of one request, whole or in chunks."""
 
-    def __init__(self, state: ServerState, body: ChatCompletionRequest, n: int) -> None:
+    def __init__(
+        self, state: ServerState, body: ChatCompletionRequest, running: RunningTurn
+    ) -> None:
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._model = state.model_name
         self._tokenizer = state.tokenizer
-        self._n = n
+        self._running = running
         self._null_usage = None if body.includes_usage else msgspec.UNSET
-        self._writers = [ChatChoiceWriter(state.tokenizer) for _ in range(n)]
+        self._writers = [
+            ChatChoiceWriter(state.tokenizer, running.new_parser(), running.new_call_id)
+            for _ in range(running.turn.params.n)
+        ]
 
     def whole(self, generations: list[Generation]) -> ChatCompletion:
+        running = self._running
         return ChatCompletion(
             id=self._id,
             created=self._created,
             model=self._model,
-            choices=[chat_choice(g, self._tokenizer) for g in generations],
-            usage=count_usage(generations, n=self._n),
+            choices=[
+                chat_choice(g, self._tokenizer, running.new_parser(), running.new_call_id)
+                for g in generations
+            ],
+            usage=count_usage(generations, n=running.turn.params.n),
         )
 
     def chunks(self, generation: Generation) -> Chunks:

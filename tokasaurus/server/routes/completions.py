@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from tokasaurus.server.best_of import best_samples
 from tokasaurus.server.body import parse_body
-from tokasaurus.server.choices import CompletionChoiceWriter
+from tokasaurus.server.completion_choices import CompletionChoiceWriter
 from tokasaurus.server.completion_prompts import encode_prompts, split_prompts
 from tokasaurus.server.engine_client import Prompt
 from tokasaurus.server.generation import Generation

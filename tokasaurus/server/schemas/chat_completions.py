@@ -10,6 +10,7 @@ from tokasaurus.errors import InvalidRequestError
 from tokasaurus.server.sampling_params import MAX_LOGPROBS, SamplingParams
 from tokasaurus.server.schemas.sampling_fields import SamplingFields
 from tokasaurus.server.schemas.usage import Usage
+from tokasaurus.server.tools.definitions import TOOL_CHOICE_SCHEMA, TOOLS_SCHEMA
 
 _TEXT_PART_SCHEMA = {
     "type": "object",
@@ -43,6 +44,9 @@ class ChatCompletionRequest(SamplingFields):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, description=f"0 to {MAX_LOGPROBS}; needs logprobs.")
+    tools: Annotated[Any, WithJsonSchema({"anyOf": [TOOLS_SCHEMA, {"type": "null"}]})] = None
+    tool_choice: Annotated[Any, WithJsonSchema(TOOL_CHOICE_SCHEMA)] = None
+    parallel_tool_calls: bool | None = Field(None, description="false: at most one call.")
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = Field(
         None, description="Variables for the model's chat template."
@@ -83,6 +87,9 @@ class ChatCompletionRequest(SamplingFields):
         return self.top_logprobs
 
 
+ChatFinishReason = Literal["stop", "length", "tool_calls"]
+
+
 class TopLogprob(msgspec.Struct):
     token: str
     logprob: float
@@ -101,17 +108,31 @@ class ChatLogprobs(msgspec.Struct):
     refusal: None = None
 
 
+class CalledFunction(msgspec.Struct):
+    name: str
+    arguments: str
+    """JSON, as the model wrote it."""
+
+
+class ToolCall(msgspec.Struct, kw_only=True):
+    id: str
+    type: str = "function"
+    function: CalledFunction
+
+
 class ChatMessage(msgspec.Struct):
-    content: str
+    content: str | None
     role: str = "assistant"
     refusal: None = None
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct, kw_only=True):
     index: int
     message: ChatMessage
     logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length"]
+    finish_reason: ChatFinishReason
 
 
 class ChatCompletion(msgspec.Struct, kw_only=True):
@@ -123,16 +144,30 @@ class ChatCompletion(msgspec.Struct, kw_only=True):
     usage: Usage
 
 
+class CalledFunctionDelta(msgspec.Struct):
+    arguments: str
+    name: str | UnsetType = UNSET
+
+
+class ToolCallDelta(msgspec.Struct, kw_only=True):
+    index: int
+    id: str | UnsetType = UNSET
+    type: str | UnsetType = UNSET
+    function: CalledFunctionDelta
+
+
 class ChatDelta(msgspec.Struct):
     role: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
 
 class ChatChunkChoice(msgspec.Struct, kw_only=True):
     index: int
     delta: ChatDelta
     logprobs: ChatLogprobs | None = None
-    finish_reason: Literal["stop", "length"] | None = None
+    finish_reason: ChatFinishReason | None = None
 
 
 class ChatChunk(msgspec.Struct, kw_only=True):

@@ -1,15 +1,9 @@
-"""What a choice of a response shows of its generation; streams and whole responses agree."""
+"""What a choice of a completion shows of its generation; streams and whole responses agree."""
 
 from typing import Literal
 
 from tokasaurus.server.generation import Generation
-from tokasaurus.server.logprobs import CompletionLogprobsBuilder, chat_logprobs, joined
-from tokasaurus.server.schemas.chat_completions import (
-    ChatChoice,
-    ChatChunkChoice,
-    ChatDelta,
-    ChatMessage,
-)
+from tokasaurus.server.logprobs import CompletionLogprobsBuilder, joined
 from tokasaurus.server.schemas.completions import CompletionChoice, CompletionLogprobs
 from tokasaurus.tokenization.tokenizer import Tokenizer
 
@@ -70,48 +64,3 @@ def _prompt_logprobs(
 ) -> CompletionLogprobs:
     first = builder.add_unscored(int(generation.request.prompt_ids[0]))
     return joined(first, builder.add(generation.prompt_logprobs))
-
-
-def chat_choice(generation: Generation, tokenizer: Tokenizer) -> ChatChoice:
-    """The choice of a whole response."""
-    delta = generation.take()
-    has_logprobs = generation.params.logprobs is not None
-    reason = api_finish_reason(generation)
-    assert reason is not None, "the generation has not finished"
-    return ChatChoice(
-        index=generation.index,
-        message=ChatMessage(delta.text),
-        logprobs=chat_logprobs(delta.logprobs, tokenizer) if has_logprobs else None,
-        finish_reason=reason,
-    )
-
-
-class ChatChoiceWriter:
-    """One choice of a streamed chat completion: its role, then text, then why it ended."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._has_begun = False
-
-    def write(self, generation: Generation) -> list[ChatChunkChoice]:
-        """Everything since the last call, one entry per chunk."""
-        delta, index = generation.take(), generation.index
-        choices = []
-        if not self._has_begun:
-            self._has_begun = True
-            choices.append(ChatChunkChoice(index=index, delta=ChatDelta("assistant", "")))
-        if delta.text or delta.logprobs:
-            has_logprobs = generation.params.logprobs is not None
-            choices.append(
-                ChatChunkChoice(
-                    index=index,
-                    delta=ChatDelta(content=delta.text),
-                    logprobs=(
-                        chat_logprobs(delta.logprobs, self._tokenizer) if has_logprobs else None
-                    ),
-                )
-            )
-        reason = api_finish_reason(generation)
-        if reason is not None:
-            choices.append(ChatChunkChoice(index=index, delta=ChatDelta(), finish_reason=reason))
-        return choices

@@ -1,0 +1,94 @@
+"""One turn of a chat, whichever endpoint it came by: from messages and tools to running samples."""
+
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+from tokasaurus.server.chat_output import ChatOutputParser
+from tokasaurus.server.chat_prompts import render_chat
+from tokasaurus.server.engine_client import Prompt
+from tokasaurus.server.output_format import OutputFormat
+from tokasaurus.server.prompt_truncation import truncated
+from tokasaurus.server.reasoning.splitter import ReasoningSplitter
+from tokasaurus.server.request_group import RequestGroup
+from tokasaurus.server.sampling_params import SamplingParams
+from tokasaurus.server.state import ServerState
+from tokasaurus.server.tools.mistral import MistralParser
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatTurn:
+    """What is asked. `tools` are those that the model may call, as `checked_tools` returns them."""
+
+    messages: Any
+    params: SamplingParams
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    parallel_calls: bool = True
+    template_variables: dict[str, Any] | None = None
+    add_generation_prompt: bool = True
+    add_special_tokens: bool = False
+    truncate_prompt_tokens: int | None = None
+
+    @property
+    def tool_names(self) -> frozenset[str]:
+        return frozenset(tool["function"]["name"] for tool in self.tools)
+
+
+@dataclass(frozen=True, slots=True)
+class RunningTurn:
+    """A turn's samples, and how to read what they say."""
+
+    turn: ChatTurn
+    output_format: OutputFormat
+    group: RequestGroup
+    num_prompt_tokens: int
+    starts_in_reasoning: bool
+
+    def new_parser(self) -> ChatOutputParser | None:
+        """For one sample; None if all that it says is text."""
+        turn, marks = self.turn, self.output_format.reasoning
+        if marks is None and not turn.tools:
+            return None
+        return ChatOutputParser(
+            marks and ReasoningSplitter(marks, starts_inside=self.starts_in_reasoning),
+            self.output_format.tool_parser_for(turn.tool_names) if turn.tools else None,
+            max_calls=None if turn.parallel_calls else 1,
+        )
+
+    def new_call_id(self) -> str:
+        """Mistral's templates take ids of nine characters only."""
+        number = uuid.uuid4().hex
+        is_short = self.output_format.tool_parser is MistralParser
+        return number[:9] if is_short else f"call_{number[:24]}"
+
+
+async def start_turn(state: ServerState, turn: ChatTurn, *, stream: bool) -> RunningTurn:
+    """Raises InvalidRequestError for what is no chat, or what the model can't do."""
+    output_format = state.output_format
+    if turn.tools:
+        output_format.tool_parser_for(turn.tool_names)
+    text = render_chat(
+        state,
+        turn.messages,
+        tools=turn.tools or None,
+        add_generation_prompt=turn.add_generation_prompt,
+        variables=turn.template_variables,
+    )
+    [prompt_ids] = await state.encoding_pool.encode(
+        [text], add_special_tokens=turn.add_special_tokens
+    )
+    prompt_ids = truncated(
+        prompt_ids,
+        turn.truncate_prompt_tokens,
+        state.engine.limits,
+        max_output_tokens=turn.params.max_tokens,
+    )
+    visible_tokens = output_format.visible_tokens(with_tools=bool(turn.tools))
+    group = state.engine.submit(
+        [Prompt(prompt_ids, turn.params, "messages", visible_tokens)],
+        stream=stream,
+        predictor_key="chat",
+    )
+    marks = output_format.reasoning
+    starts_in_reasoning = marks is not None and text.rstrip().endswith(marks.opening)
+    return RunningTurn(turn, output_format, group, len(prompt_ids), starts_in_reasoning)

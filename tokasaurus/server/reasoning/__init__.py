@@ -1,0 +1,1 @@
+"""Splits what a model thinks off what it answers."""

@@ -1,0 +1,1 @@
+"""Tools: what clients may offer a model, and the calls in what models write."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from simulation.device import HARDWARE, MODELS, Outputs, SimulatedDevice
-from simulation.policies import POLICIES
+from simulation.policies import POLICIES, predict
 from simulation.replay import Deployment, Replay
 from simulation.report import as_dict, build_report, format_table
 from simulation.traces import find_trace
@@ -176,3 +176,15 @@ def test_device_reads_a_shared_prefix_once() -> None:
     saved = seconds([]) - seconds([HydragenGroup(0, 2, 100)])
     kv_bytes = MODEL.kv_bytes_per_token * 1600
     assert saved == pytest.approx(kv_bytes / HARDWARE_CPU.bytes_per_second)
+
+
+def test_what_the_engine_foresees_begins_with_what_is_in_use() -> None:
+    where = deployment(num_blocks=200, num_slots=32)
+    replay = Replay(where, POLICIES["default"], predict, prediction_steps=10)
+    replay.run(find_trace("monkeys", ["prompts=2", "samples=40", "few_shot_tokens=32"])())
+    log = replay.replicas[0].log
+    assert len(log.predictions) > 5
+    for step_id, (steps, blocks) in log.predictions:
+        [now] = log.blocks_in_use[log.step_ids == step_id]
+        assert (steps[0], blocks[0]) == (0, now)
+        assert (np.diff(steps) > 0).all()

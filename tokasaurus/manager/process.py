@@ -92,6 +92,10 @@ def settings_from_config(
         max_tokens_per_forward=config.max_tokens_per_forward,
         max_seqs_per_forward=config.max_seqs_per_forward,
         scheduling_steps_ahead=steps_ahead,
+        max_prefill_tokens_per_step=config.max_prefill_tokens_per_step,
+        use_hydragen=config.use_hydragen,
+        hydragen_min_group_size=config.hydragen_min_group_size,
+        hydragen_min_prefix_len=config.hydragen_min_prefix_len,
         debug_checks=config.debug_checks,
         debug_preempt_every_steps=config.debug_preempt_every_steps,
     )

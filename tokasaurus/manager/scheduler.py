@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tokasaurus.ipc.messages.to_manager import RunnerCapabilities
+from tokasaurus.ipc.messages.to_worker import HydragenGroup
+from tokasaurus.manager.hydragen import GroupFinder
 from tokasaurus.manager.preemption import Preempter
 from tokasaurus.manager.running_set import RunningSet
 from tokasaurus.manager.sequence import Sequence
@@ -42,6 +44,7 @@ class ScheduledStep:
     """intp[E]: decoding slots that get one more block."""
     appended_blocks: np.ndarray = field(default_factory=lambda: _NO_BLOCKS)
     """int32[E]"""
+    hydragen_groups: list[HydragenGroup] = field(default_factory=list)
 
     @property
     def num_prefill_tokens(self) -> int:
@@ -62,6 +65,9 @@ class Scheduler:
         self._mixes = capabilities.mixed_batches
         self._running = running
         self._preempter = preempter
+        self._group_finder: GroupFinder | None = None
+        if settings.use_hydragen and capabilities.hydragen:
+            self._group_finder = GroupFinder(settings, running)
         self._prefilled_last = False
         self._num_steps = 0
 
@@ -108,10 +114,12 @@ class Scheduler:
                 break
             if not self._preempter.make_room():
                 return False
-        step.decode_slots = decode_slots
         if growing.size:
             step.appended_slots = growing
             step.appended_blocks = running.append_blocks(growing)
+        if self._group_finder is not None:
+            step.hydragen_groups = self._group_finder.update()
+        step.decode_slots = running.decode_slots
         return True
 
     def _schedule_prefills(self, step: ScheduledStep) -> None:
@@ -121,7 +129,7 @@ class Scheduler:
         them starts behind them.
         """
         running = self._running
-        budget = self._settings.max_tokens_per_forward - step.decode_slots.size
+        budget = self._settings.prefill_budget(step.decode_slots.size)
         for slot, sequence in running.prefilling.items():
             if budget <= 0:
                 return

@@ -18,6 +18,12 @@ class ManagerSettings:
     """Sequences that run at a time."""
     scheduling_steps_ahead: int = 1
     """Steps sent to the worker beyond the one it executes."""
+    max_prefill_tokens_per_step: int | None = None
+    """Prefill tokens of a step that also decodes; None: whatever the decodes leave."""
+    use_hydragen: bool = True
+    """Let the worker read shared prefixes once per group, if it can."""
+    hydragen_min_group_size: int = 8
+    hydragen_min_prefix_len: int = 128
     stats_interval_seconds: float = 1.0
     debug_checks: bool = False
     """Check every invariant after every tick (slow)."""
@@ -30,16 +36,27 @@ class ManagerSettings:
             "max_tokens_per_forward": 1,
             "max_seqs_per_forward": 1,
             "scheduling_steps_ahead": 0,
+            "hydragen_min_group_size": 2,
+            "hydragen_min_prefix_len": 1,
             "debug_preempt_every_steps": 0,
         }
         for name, minimum in minima.items():
             if getattr(self, name) < minimum:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least {minimum}")
+        if self.max_prefill_tokens_per_step is not None and self.max_prefill_tokens_per_step < 1:
+            raise ConfigError("max_prefill_tokens_per_step must be at least 1, or None")
 
     @property
     def num_slots(self) -> int:
         """Sequences that may run at a time; each of them decodes in every step."""
         return min(self.max_seqs_per_forward, self.max_tokens_per_forward)
+
+    def prefill_budget(self, num_decodes: int) -> int:
+        """Most prefill tokens of a step with so many decodes."""
+        budget = self.max_tokens_per_forward - num_decodes
+        if num_decodes and self.max_prefill_tokens_per_step is not None:
+            budget = min(budget, self.max_prefill_tokens_per_step)
+        return budget
 
     @property
     def max_steps_in_flight(self) -> int:

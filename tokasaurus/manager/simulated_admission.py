@@ -58,11 +58,10 @@ class SimulateFuture:
         num_outputs = slots.num_drawn[decode_slots] - slots.num_prompt_tokens[decode_slots]
         kinds = slots.kinds[decode_slots]
         self._running_outputs = {int(kind): num_outputs[kinds == kind] for kind in np.unique(kinds)}
-        budget = self._settings.max_tokens_per_forward - decode_slots.size
         return Forecast(
             running,
             self._predict,
-            prefill_rate=max(1, budget),
+            prefill_rate=max(1, self._settings.prefill_budget(decode_slots.size)),
             end_lag=self._settings.scheduling_steps_ahead,
         )
 

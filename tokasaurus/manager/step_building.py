@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tokasaurus.ipc.messages.to_worker import AddedSlot, StepInput
+from tokasaurus.ipc.messages.to_worker import AddedSlot, HydragenGroup, StepInput
 from tokasaurus.manager.running_set import RunningSet
 from tokasaurus.manager.scheduler import PrefillChunk, ScheduledStep
 
@@ -33,6 +33,7 @@ class StepBuilder:
     def __init__(self, running: RunningSet) -> None:
         self._running = running
         self._sent_decode_slots: np.ndarray = np.empty(0, np.intp)
+        self._sent_groups: list[HydragenGroup] = []
         self._num_steps = 0
 
     @property
@@ -49,6 +50,10 @@ class StepBuilder:
             decode_slots, self._sent_decode_slots
         )
         self._sent_decode_slots = decode_slots
+        # Groups count rows, so a new order always comes with its groups.
+        groups = step.hydragen_groups
+        are_new_groups = groups != self._sent_groups or (is_new_order and bool(groups))
+        self._sent_groups = groups
         chunks = step.chunks
         step_input = StepInput(
             step_id=self._num_steps,
@@ -61,6 +66,7 @@ class StepBuilder:
             prefill_samples=np.array([c.samples for c in chunks], bool) if chunks else _NO_BOOLS,
             prefill_ids=_prefill_ids(chunks),
             decode_slots=decode_slots.astype(np.int32) if is_new_order else None,
+            hydragen_groups=groups if are_new_groups else None,
         )
         in_flight = self._in_flight(step)
         self._num_steps += 1

@@ -89,6 +89,7 @@ class Harness:
         max_model_len: int = 1000,
         policy: AdmissionPolicy | None = None,
         mixed_batches: bool = True,
+        hydragen: bool = True,
         broken_seeds: frozenset[int] = frozenset(),
         num_servers: int = 1,
         **settings: int,
@@ -106,7 +107,7 @@ class Harness:
             ManagerSettings(page_size=page_size, **settings),
             WorkerReady(
                 rank=0,
-                capabilities=RunnerCapabilities(mixed_batches=mixed_batches),
+                capabilities=RunnerCapabilities(mixed_batches=mixed_batches, hydragen=hydragen),
                 num_blocks=num_blocks,
                 max_model_len=max_model_len,
                 vocab_size=self.worker.vocab_size,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tokasaurus.ipc.messages.to_manager import PromptLogprobs, StepOutput, TokenSampling
-from tokasaurus.ipc.messages.to_worker import StepInput
+from tokasaurus.ipc.messages.to_worker import HydragenGroup, StepInput
 
 
 def chain(previous: int, token_id: int) -> int:
@@ -65,6 +65,8 @@ class SimulatedWorker:
         self._kv: list[list[tuple[int, int]]] = [[(0, 0)] * page_size for _ in range(num_blocks)]
         self._slots: dict[int, _Slot] = {}
         self._decode_order: list[int] = []
+        self.groups: list[HydragenGroup] = []
+        self.num_grouped_rows = 0
         self._next_step = 0
 
     def execute(self, step: StepInput) -> StepOutput:
@@ -73,7 +75,11 @@ class SimulatedWorker:
         self._apply_deltas(step)
         if step.decode_slots is not None:
             self._decode_order = step.decode_slots.tolist()
+            self.groups = []
+        if step.hydragen_groups is not None:
+            self.groups = step.hydragen_groups
         decodes = self._decode_order
+        self._check_groups(decodes)
         assert len(set(decodes)) == len(decodes)
         assert not set(decodes) & set(step.prefill_slots.tolist())
         if not self.mixed_batches:
@@ -85,6 +91,19 @@ class SimulatedWorker:
         for slot, *_ in runs:
             self._check_reads(slot)
         return self._output(step, runs)
+
+    def _check_groups(self, decodes: list[int]) -> None:
+        """Runs are in bounds and disjoint, and their tables begin with the same blocks."""
+        end = 0
+        for group in self.groups:
+            assert group.first_row >= end
+            assert group.num_blocks > 0
+            end = group.first_row + group.num_rows
+            assert end <= len(decodes)
+            tables = [self._slots[slot].table for slot in decodes[group.first_row : end]]
+            assert len({tuple(table[: group.num_blocks]) for table in tables}) == 1
+            assert len(tables[0]) > group.num_blocks
+            self.num_grouped_rows += group.num_rows
 
     def _apply_deltas(self, step: StepInput) -> None:
         for slot in step.freed_slots.tolist():

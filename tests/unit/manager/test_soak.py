@@ -76,6 +76,8 @@ def test_soak(seed: int, steps_ahead: int, interval: int, mixed_batches: bool, p
         max_tokens_per_forward=24,
         max_seqs_per_forward=10,
         debug_preempt_every_steps=interval,
+        hydragen_min_group_size=2,
+        hydragen_min_prefix_len=3,
     )
     _soak(harness, np.random.default_rng(seed), 400)
     harness.check_tokens()
@@ -117,6 +119,8 @@ def test_any_settings(
         max_tokens_per_forward=budget,
         max_seqs_per_forward=num_slots,
         debug_preempt_every_steps=interval,
+        hydragen_min_group_size=2,
+        hydragen_min_prefix_len=3,
     )
     _soak(harness, np.random.default_rng(seed), 25)
     harness.check_tokens()

@@ -135,7 +135,7 @@ class TorchRunner:
         )
         self._backend.allocate(num_warm_up_blocks(steps))
         for i, step in enumerate(steps):
-            progress(i / len(steps), f"{len(step.prefill_ids)} tokens prefill")
+            progress(i / len(steps), _warm_up_text(step))
             self.execute(step).result()
         self._backend.allocate(1)  # the warm-up's cache must not count as used
         self._num_blocks = choose_num_blocks(
@@ -241,6 +241,13 @@ class TorchRunner:
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self._device)
+
+
+def _warm_up_text(step: StepInput) -> str:
+    if step.prefill_ids.size:
+        return f"prefill of {step.prefill_ids.size} tokens"
+    assert step.decode_slots is not None, "a warm-up step names its decodes"
+    return f"decode of {step.decode_slots.size} sequences"
 
 
 def _array(tensor: torch.Tensor | None) -> np.ndarray | None:

@@ -13,7 +13,7 @@ from types import TracebackType
 
 import psutil
 
-READY = re.compile(r"Serving (\S+) at (http://\S+?)/v1")
+READY = re.compile(r"Serving (\S+) at (https?://\S+?)/v1")
 
 
 @dataclass

@@ -33,6 +33,7 @@ def create_app(state: ServerState) -> FastAPI:
     install_error_handlers(app)
     for module in (completions, chat_completions, tokenize, models, health, home, metrics):
         app.include_router(module.router)
+    state.access.install(app, state.engine.metrics.measurements)
     install_openapi(
         app,
         requests=[CompletionRequest, ChatCompletionRequest, TokenizeRequest, DetokenizeRequest],

@@ -13,6 +13,7 @@ from tokasaurus.errors import (
     OverloadedError,
     TokasaurusError,
 )
+from tokasaurus.server.access import scope_keys
 from tokasaurus.server.schemas.errors import ErrorBody, ErrorResponse
 
 _INTERNAL_ERROR = ErrorResponse(
@@ -93,5 +94,8 @@ async def _handle_http(request: Request, error: Exception) -> Response:
 
 
 async def _handle_bug(request: Request, error: Exception) -> Response:  # noqa: ARG001
-    # The framework raises the error again after this response, and uvicorn logs it.
-    return error_response(HTTPStatus.INTERNAL_SERVER_ERROR, _INTERNAL_ERROR)
+    # The framework raises the error again after this response, and uvicorn logs it. The response
+    # does not pass through our middleware, which would have added the id.
+    request_id = request.scope.get(scope_keys.REQUEST_ID)
+    headers = None if request_id is None else {"X-Request-Id": request_id}
+    return error_response(HTTPStatus.INTERNAL_SERVER_ERROR, _INTERNAL_ERROR, headers)

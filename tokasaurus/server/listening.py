@@ -33,8 +33,10 @@ def cannot_listen(host: str, port: int, error: OSError) -> ConfigError:
     )
 
 
-def url_of(host: str, bound: socket.socket) -> str:
+def url_of(host: str, bound: socket.socket, *, is_tls: bool = False) -> str:
     """How a client on this machine reaches it."""
     reachable = _ANY_ADDRESSES.get(host, host)
     port = bound.getsockname()[1]
-    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+    scheme = "https" if is_tls else "http"
+    name = f"[{reachable}]" if ":" in reachable else reachable
+    return f"{scheme}://{name}:{port}"

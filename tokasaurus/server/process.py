@@ -19,6 +19,7 @@ from tokasaurus.ipc.addresses import Addresses
 from tokasaurus.ipc.channels import ZmqOutbox
 from tokasaurus.ipc.messages.to_supervisor import Progress, Ready
 from tokasaurus.observability.statsd import StatsdSender
+from tokasaurus.server.access.policy import AccessPolicy, TlsFiles
 from tokasaurus.server.app import create_app
 from tokasaurus.server.engine_client import EngineClient
 from tokasaurus.server.listening import bind_socket, cannot_listen, url_of
@@ -49,14 +50,15 @@ def run_server(
     try:
         with bind_socket(config.host, config.port) as bound:
             supervisor.send(Progress(process=name, phase="load", text="tokenizer"))
+            tls = TlsFiles.of(config)
             state = _load(config, addresses, server_index, num_managers)
             supervisor.send(Progress(process=name, phase="connect", text="waiting for managers"))
 
             def on_started() -> None:
-                supervisor.send(Ready(process=name, text=url_of(config.host, bound)))
+                supervisor.send(Ready(process=name, text=url_of(config.host, bound, is_tls=tls is not None)))
 
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(_serve(config, state, bound, on_started))
+                runner.run(_serve(config, state, bound, tls, on_started))
     finally:
         supervisor.close()
 
@@ -100,6 +102,7 @@ def _load(
             reasoning_parser=config.reasoning_parser,
         ),
         model_name=config.public_model_name,
+        access=AccessPolicy.of(config),
         max_body_bytes=config.max_body_bytes,
     )
 
@@ -108,6 +111,7 @@ async def _serve(
     config: EngineConfig,
     state: ServerState,
     bound: socket.socket,
+    tls: TlsFiles | None,
     on_started: Callable[[], None],
 ) -> None:
     server = _Server(
@@ -118,6 +122,8 @@ async def _serve(
             lifespan="off",
             ws="none",
             server_header=False,
+            ssl_certfile=tls and tls.certfile,
+            ssl_keyfile=tls and tls.keyfile,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=max(1, int(config.shutdown_timeout_seconds / 2)),
         ),

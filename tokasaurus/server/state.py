@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from fastapi import Request
 
 from tokasaurus.errors import ModelNotFoundError
+from tokasaurus.server.access.policy import AccessPolicy
 from tokasaurus.server.engine_client import EngineClient
 from tokasaurus.server.errors import ServerNotReadyError
 from tokasaurus.server.output_format import OutputFormat
@@ -25,6 +26,7 @@ class ServerState:
     model_name: str
     output_format: OutputFormat = field(default_factory=OutputFormat)
     """How the model marks reasoning and tool calls."""
+    access: AccessPolicy = field(default_factory=AccessPolicy)
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
     started_at: int = field(default_factory=lambda: int(time.time()))
 

@@ -12,6 +12,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
 from tests.unit.server.manager_double import ManagerDouble, connected
+from tokasaurus.server.access.policy import AccessPolicy
 from tokasaurus.server.app import create_app
 from tokasaurus.server.state import ServerState
 from tokasaurus.tokenization.chat_template import ChatTemplate
@@ -93,6 +94,7 @@ class TinyServer:
 async def serving(**options: Any) -> AsyncIterator[TinyServer]:
     """A server that answers everything with ANSWER, one token per message."""
     max_body_bytes = options.pop("max_body_bytes", 2**20)
+    access = options.pop("access", AccessPolicy())
     template = options.pop("template", CHATML)
     client, managers = connected(TOKENIZER, lambda request: ANSWER_IDS, **options)
     await client.start(deadline_seconds=10)
@@ -102,6 +104,7 @@ async def serving(**options: Any) -> AsyncIterator[TinyServer]:
         encoding_pool=EncodingPool(TOKENIZER),
         chat_template=template and ChatTemplate(template, {}, origin="a test"),
         model_name="tiny",
+        access=access,
         max_body_bytes=max_body_bytes,
     )
     app = create_app(state)

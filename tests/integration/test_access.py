@@ -1,0 +1,102 @@
+"""A real engine behind TLS and keys, from OpenAI's client; and slow readers of its streams."""
+
+import shutil
+import ssl
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from tests.integration.conftest import SMALL
+from tests.integration.engine_process import EngineProcess
+
+KEY = "from-the-environment"
+pytestmark = pytest.mark.skipif(
+    shutil.which("openssl") is None, reason="openssl is not installed (apt-get install -y openssl)"
+)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tls")
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
+            *("-nodes", "-days", "2", "-subj", "/CN=localhost"),
+            *("-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"),
+            *("-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")),
+        ],
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def locked(certificate: Path) -> Iterator[EngineProcess]:
+    options = (
+        *SMALL,
+        f"ssl_certfile={certificate}/cert.pem",
+        f"ssl_keyfile={certificate}/key.pem",
+        "api_key=[first,second]",
+        "cors_origins=[*]",
+        "request_log=True",
+    )
+    with EngineProcess(options, environment={"TOKASAURUS_API_KEY": KEY}) as process:
+        process.wait_until_ready()
+        yield process
+
+
+@pytest.fixture(scope="module")
+def trusting(certificate: Path) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=str(certificate / "cert.pem"))
+
+
+@pytest.mark.parametrize("key", ["first", "second", KEY])
+def test_openai_client(locked: EngineProcess, trusting: ssl.SSLContext, key: str) -> None:
+    with openai.OpenAI(
+        base_url=f"{locked.url}/v1", api_key=key, http_client=httpx.Client(verify=trusting)
+    ) as client:
+        completion = client.completions.create(model=locked.model, prompt="Once", max_tokens=3)
+    assert completion.usage is not None
+    assert completion.usage.completion_tokens > 0
+    assert completion._request_id is not None
+
+
+def test_a_wrong_key(locked: EngineProcess, trusting: ssl.SSLContext) -> None:
+    with (
+        openai.OpenAI(
+            base_url=f"{locked.url}/v1", api_key="third", http_client=httpx.Client(verify=trusting)
+        ) as client,
+        pytest.raises(openai.AuthenticationError, match="not one that this server knows"),
+    ):
+        client.models.list()
+
+
+def test_health_is_open_and_plain_http_is_not_served(
+    locked: EngineProcess, trusting: ssl.SSLContext
+) -> None:
+    assert locked.url.startswith("https://")
+    assert httpx.get(f"{locked.url}/ready", verify=trusting).status_code == 200
+    with pytest.raises(httpx.HTTPError):
+        httpx.get(f"{locked.url.replace('https', 'http')}/ready")
+
+
+def test_the_log_names_the_request(locked: EngineProcess, trusting: ssl.SSLContext) -> None:
+    headers = {"X-Request-Id": "find-me", "Authorization": "Bearer first"}
+    httpx.get(f"{locked.url}/v1/models", headers=headers, verify=trusting)
+    assert '"path":"/v1/models"' in locked.wait_for_line("find-me")
+
+
+def test_keys_are_not_in_the_log(locked: EngineProcess) -> None:
+    assert KEY not in locked.output
+
+
+def test_a_certificate_that_can_not_be_used(tmp_path: Path) -> None:
+    with EngineProcess((*SMALL, f"ssl_certfile={tmp_path}/none.pem")) as process:
+        assert process.wait(timeout_seconds=120) != 0
+        assert "can't be used" in process.output

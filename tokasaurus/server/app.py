@@ -10,12 +10,19 @@ from tokasaurus.server.routes import (
     completions,
     health,
     home,
+    messages,
     metrics,
     models,
     tokenize,
 )
 from tokasaurus.server.schemas.chat_completions import ChatCompletion, ChatCompletionRequest
 from tokasaurus.server.schemas.completions import Completion, CompletionRequest
+from tokasaurus.server.schemas.messages import (
+    CountTokensRequest,
+    Message,
+    MessagesRequest,
+    TokenCount,
+)
 from tokasaurus.server.schemas.models import Model, ModelList
 from tokasaurus.server.schemas.tokenize import (
     Detokenized,
@@ -31,12 +38,37 @@ def create_app(state: ServerState) -> FastAPI:
     app = FastAPI(title="Tokasaurus", version=__version__, redoc_url=None)
     app.state.server = state
     install_error_handlers(app)
-    for module in (completions, chat_completions, tokenize, models, health, home, metrics):
+    for module in (
+        completions,
+        chat_completions,
+        messages,
+        tokenize,
+        models,
+        health,
+        home,
+        metrics,
+    ):
         app.include_router(module.router)
     state.access.install(app, state.engine.metrics.measurements)
     install_openapi(
         app,
-        requests=[CompletionRequest, ChatCompletionRequest, TokenizeRequest, DetokenizeRequest],
-        responses=[Completion, ChatCompletion, Tokenized, Detokenized, Model, ModelList],
+        requests=[
+            CompletionRequest,
+            ChatCompletionRequest,
+            MessagesRequest,
+            CountTokensRequest,
+            TokenizeRequest,
+            DetokenizeRequest,
+        ],
+        responses=[
+            Completion,
+            ChatCompletion,
+            Message,
+            TokenCount,
+            Tokenized,
+            Detokenized,
+            Model,
+            ModelList,
+        ],
     )
     return app

@@ -62,18 +62,23 @@ class RunningTurn:
         return number[:9] if is_short else f"call_{number[:24]}"
 
 
-async def start_turn(state: ServerState, turn: ChatTurn, *, stream: bool) -> RunningTurn:
-    """Raises InvalidRequestError for what is no chat, or what the model can't do."""
-    output_format = state.output_format
+def render_turn(state: ServerState, turn: ChatTurn) -> str:
+    """The prompt. Raises InvalidRequestError for what is no chat, or what the model can't do."""
     if turn.tools:
-        output_format.tool_parser_for(turn.tool_names)
-    text = render_chat(
+        state.output_format.tool_parser_for(turn.tool_names)
+    return render_chat(
         state,
         turn.messages,
         tools=turn.tools or None,
         add_generation_prompt=turn.add_generation_prompt,
         variables=turn.template_variables,
     )
+
+
+async def start_turn(state: ServerState, turn: ChatTurn, *, stream: bool) -> RunningTurn:
+    """Raises what `render_turn` and the engine's `submit` raise."""
+    output_format = state.output_format
+    text = render_turn(state, turn)
     [prompt_ids] = await state.encoding_pool.encode(
         [text], add_special_tokens=turn.add_special_tokens
     )

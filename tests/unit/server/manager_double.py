@@ -72,6 +72,7 @@ class ManagerDouble:
     dp_rank: int = 0
     tokens_per_tick: int = 1
     num_cached_tokens: int = 4
+    max_model_len: int = MAX_MODEL_LEN
     fail_with: str | None = None
     runs_by_itself: bool = True
     requests: list[GenerateRequest] = field(default_factory=list)
@@ -91,9 +92,9 @@ class ManagerDouble:
                 self.inbox.send(
                     ManagerReady(
                         dp_rank=self.dp_rank,
-                        max_model_len=MAX_MODEL_LEN,
+                        max_model_len=self.max_model_len,
                         vocab_size=VOCAB_SIZE,
-                        num_kv_tokens=1000,
+                        num_kv_tokens=max(1000, self.max_model_len),
                         description="a double",
                     )
                 )
@@ -204,10 +205,15 @@ def connected(
     *,
     num_managers: int = 1,
     max_in_flight: int | None = None,
+    default_timeout_seconds: float | None = None,
+    max_model_len: int = MAX_MODEL_LEN,
 ) -> tuple[EngineClient, list[ManagerDouble]]:
     """A client that has yet to start, and the managers it talks to."""
     inbox = AsyncMemoryInbox()
-    managers = [ManagerDouble(inbox, script, dp_rank=rank) for rank in range(num_managers)]
+    managers = [
+        ManagerDouble(inbox, script, dp_rank=rank, max_model_len=max_model_len)
+        for rank in range(num_managers)
+    ]
     client = EngineClient(
         Addresses("nowhere"),
         3,
@@ -215,6 +221,7 @@ def connected(
         tokenizer=tokenizer,
         eos_token_ids=(EOS,),
         max_in_flight=max_in_flight,
+        default_timeout_seconds=default_timeout_seconds,
         channels=EngineChannels(inbox=inbox, address="inbox", managers=list(managers)),
     )
     return client, managers

@@ -16,8 +16,9 @@ class RawClient:
     """Talks ASGI, so that a test decides when the client goes away."""
 
     def __init__(self, server: TinyServer, path: str, **body: Any) -> None:
-        prompt = {"messages": [{"role": "user", "content": "Hi"}]} if "chat" in path else {}
-        data = json.dumps({"prompt": "Hi"} | body if not prompt else prompt | body).encode()
+        messages = {"messages": [{"role": "user", "content": "Hi"}]}
+        prompt = {"prompt": "Hi"} if path == "/v1/completions" else messages
+        data = json.dumps(prompt | body).encode()
         self._body = {"type": "http.request", "body": data, "more_body": False}
         self._gone = asyncio.Event()
         self.sent: list[dict[str, Any]] = []

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer as Backend
 from tests.unit.server.manager_double import ManagerDouble, connected
 from tokasaurus.server.access.policy import AccessPolicy
 from tokasaurus.server.app import create_app
+from tokasaurus.server.output_format import OutputFormat
 from tokasaurus.server.state import ServerState
 from tokasaurus.tokenization.chat_template import ChatTemplate
 from tokasaurus.tokenization.encoding_pool import EncodingPool
@@ -95,16 +96,21 @@ async def serving(**options: Any) -> AsyncIterator[TinyServer]:
     """A server that answers everything with ANSWER, one token per message."""
     max_body_bytes = options.pop("max_body_bytes", 2**20)
     access = options.pop("access", AccessPolicy())
+    stall_seconds = options.pop("stream_stall_seconds", 60.0)
     template = options.pop("template", CHATML)
+    chat_template = template and ChatTemplate(template, {}, origin="a test")
+    parsers = {n: options.pop(n) for n in ("tool_parser", "reasoning_parser") if n in options}
     client, managers = connected(TOKENIZER, lambda request: ANSWER_IDS, **options)
     await client.start(deadline_seconds=10)
     state = ServerState(
         engine=client,
         tokenizer=TOKENIZER,
         encoding_pool=EncodingPool(TOKENIZER),
-        chat_template=template and ChatTemplate(template, {}, origin="a test"),
+        chat_template=chat_template,
+        output_format=OutputFormat.choose(chat_template, **parsers),
         model_name="tiny",
         access=access,
+        stream_stall_seconds=stall_seconds,
         max_body_bytes=max_body_bytes,
     )
     app = create_app(state)

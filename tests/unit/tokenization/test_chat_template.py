@@ -86,6 +86,18 @@ def test_where_templates_are_found(tmp_path: Path) -> None:
         rendered({}, str(tmp_path / "absent.jinja"))
 
 
+def test_a_template_of_its_own_for_tools(tmp_path: Path) -> None:
+    named = [
+        {"name": "default", "template": "plain"},
+        {"name": "tool_use", "template": "<tool_call> {{ tools | length }}"},
+    ]
+    chat = ChatTemplate.load(tmp_path, {"chat_template": named}, {})
+    assert chat is not None
+    assert chat.render(HELLO) == "plain"
+    assert chat.render(HELLO, tools=[{}, {}]) == "<tool_call> 2"
+    assert chat.mentions("<tool_call>")
+
+
 def test_demo_model_template_reads_from_its_files() -> None:
     from tokasaurus.demo_model import DEMO_MODEL_DIR
 

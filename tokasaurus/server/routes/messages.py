@@ -1,0 +1,122 @@
+"""POST /v1/messages and /v1/messages/count_tokens, as Anthropic's clients know them."""
+
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+
+from tokasaurus.errors import InvalidRequestError, TokasaurusError
+from tokasaurus.server.body import parse_body
+from tokasaurus.server.chat_turns import ChatTurn, render_turn, start_turn
+from tokasaurus.server.errors import status_of
+from tokasaurus.server.messages.conversation import chat_messages, chat_tools
+from tokasaurus.server.messages.writing import MessageWriter, message_error, retry_after_headers
+from tokasaurus.server.openapi import answers, takes
+from tokasaurus.server.sampling_params import SamplingParams
+from tokasaurus.server.schemas.messages import (
+    CountTokensRequest,
+    Message,
+    MessagesRequest,
+    TokenCount,
+)
+from tokasaurus.server.state import ServerState, state_of
+from tokasaurus.server.streaming import EventStream, Framing, named_event
+from tokasaurus.server.whole_response import CLIENT_CLOSED_REQUEST, finish_all
+
+router = APIRouter(tags=["messages"])
+
+_FRAMING = Framing(named_event, lambda error: named_event(message_error(error)), b"")
+
+
+@router.post(
+    "/v1/messages",
+    summary="Answer a chat (Anthropic's form)",
+    openapi_extra=takes(MessagesRequest),
+    responses=answers(Message, streams=True),
+)
+async def create_message(request: Request) -> Response:
+    try:
+        return await _create(request)
+    except TokasaurusError as error:
+        return _error_response(error)
+
+
+@router.post(
+    "/v1/messages/count_tokens",
+    summary="Tokens of a chat's prompt (Anthropic's form)",
+    openapi_extra=takes(CountTokensRequest),
+    responses=answers(TokenCount),
+)
+async def count_tokens(request: Request) -> Response:
+    try:
+        state = state_of(request)
+        body = await parse_body(request, CountTokensRequest, state.max_body_bytes)
+        state.check_ready()
+        state.check_model(body.model)
+        text = render_turn(state, _turn(state, body, SamplingParams()))
+        [ids] = await state.encoding_pool.encode([text], add_special_tokens=False)
+    except TokasaurusError as error:
+        return _error_response(error)
+    return _json(TokenCount(len(ids)))
+
+
+async def _create(request: Request) -> Response:
+    state = state_of(request)
+    body = await parse_body(request, MessagesRequest, state.max_body_bytes)
+    state.check_ready()
+    state.check_model(body.model)
+    turn = _turn(state, body, body.sampling_params())
+    running = await start_turn(state, turn, stream=bool(body.stream))
+    writer = MessageWriter(state.model_name, running)
+    if body.stream:
+        return EventStream(
+            running.group,
+            writer.chunks,
+            list,
+            first_chunks=writer.first_chunks(),
+            framing=_FRAMING,
+        )
+    generations = await finish_all(request, running.group)
+    if generations is None:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    return _json(writer.whole(generations[0]))
+
+
+def _turn(state: ServerState, body: CountTokensRequest, params: SamplingParams) -> ChatTurn:
+    tools, parallel_calls = chat_tools(body.tools, body.tool_choice)
+    return ChatTurn(
+        messages=chat_messages(body.messages, body.system),
+        params=params,
+        tools=tools,
+        parallel_calls=parallel_calls,
+        template_variables=_thinking_variables(state, body.thinking),
+    )
+
+
+def _thinking_variables(state: ServerState, thinking: Any) -> dict[str, Any] | None:
+    """Models that think do so by default; their templates can turn it off."""
+    if thinking in (None, {"type": "adaptive"}):
+        return None
+    if thinking == {"type": "disabled"}:
+        template = state.chat_template
+        can_choose = template is not None and template.mentions("enable_thinking")
+        return {"enable_thinking": False} if can_choose else None
+    raise InvalidRequestError(
+        "'thinking' must be of type 'disabled' or 'adaptive': this server can't hold a model to a "
+        "budget of thoughts.",
+        param="thinking",
+        code="unsupported_parameter",
+    )
+
+
+def _json(value: msgspec.Struct) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json")
+
+
+def _error_response(error: TokasaurusError) -> Response:
+    return Response(
+        msgspec.json.encode(message_error(error)),
+        status_of(error),
+        media_type="application/json",
+        headers=retry_after_headers(error),
+    )

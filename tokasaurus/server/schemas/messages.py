@@ -1,0 +1,175 @@
+"""POST /v1/messages, in the form of Anthropic's API."""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+
+from tokasaurus.errors import InvalidRequestError
+from tokasaurus.server.sampling_params import SamplingParams
+
+_CONTENT_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}
+_MESSAGES_SCHEMA = {
+    "type": "array",
+    "minItems": 1,
+    "items": {
+        "type": "object",
+        "properties": {"role": {"enum": ["user", "assistant"]}, "content": _CONTENT_SCHEMA},
+        "required": ["role", "content"],
+    },
+}
+_SYSTEM_SCHEMA = {"anyOf": [*_CONTENT_SCHEMA["anyOf"], {"type": "null"}]}
+_TOOLS_SCHEMA = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string"},
+            "description": {"type": "string"},
+            "input_schema": {"type": "object"},
+        },
+        "required": ["name", "input_schema"],
+    },
+}
+_OBJECT_SCHEMA = {"anyOf": [{"type": "object"}, {"type": "null"}]}
+
+
+class CountTokensRequest(BaseModel):
+    """What a prompt is made of."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", title="CountTokensRequest")
+
+    model: str | None = None
+    messages: Annotated[Any, WithJsonSchema(_MESSAGES_SCHEMA)]
+    system: Annotated[Any, WithJsonSchema(_SYSTEM_SCHEMA)] = None
+    tools: Annotated[Any, WithJsonSchema({"anyOf": [_TOOLS_SCHEMA, {"type": "null"}]})] = None
+    tool_choice: Annotated[Any, WithJsonSchema(_OBJECT_SCHEMA)] = Field(
+        None, description="Of type auto or none."
+    )
+    thinking: Annotated[Any, WithJsonSchema(_OBJECT_SCHEMA)] = Field(
+        None, description="Of type disabled or adaptive."
+    )
+
+
+class MessagesRequest(CountTokensRequest):
+    model_config = ConfigDict(strict=True, extra="forbid", title="MessagesRequest")
+
+    max_tokens: int
+    stop_sequences: list[str] | None = None
+    stream: bool | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    metadata: dict[str, Any] | None = Field(None, description="Accepted, without effect.")
+    service_tier: Literal["auto", "standard_only"] | None = None
+
+    def sampling_params(self) -> SamplingParams:
+        """Raises InvalidRequestError for values out of range."""
+        if self.max_tokens < 1:
+            raise InvalidRequestError(
+                f"'max_tokens' must be at least 1, not {self.max_tokens}.", param="max_tokens"
+            )
+        values = {
+            name: value
+            for name in ("temperature", "top_p", "top_k")
+            if (value := getattr(self, name)) is not None
+        }
+        return SamplingParams(max_tokens=self.max_tokens, stop=self.stop_sequences or (), **values)
+
+
+StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
+
+
+class TextBlock(msgspec.Struct, tag_field="type", tag="text"):
+    text: str
+
+
+class ThinkingBlock(msgspec.Struct, tag_field="type", tag="thinking"):
+    thinking: str
+    signature: str = ""
+
+
+class ToolUseBlock(msgspec.Struct, tag_field="type", tag="tool_use"):
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
+ContentBlock = TextBlock | ThinkingBlock | ToolUseBlock
+
+
+class MessageUsage(msgspec.Struct, kw_only=True):
+    input_tokens: int
+    """Those that were not cached."""
+    cache_creation_input_tokens: int = 0
+    cache_read_input_tokens: int
+    output_tokens: int
+
+
+class Message(msgspec.Struct, kw_only=True, tag_field="type", tag="message"):
+    id: str
+    role: str = "assistant"
+    model: str
+    content: list[ContentBlock]
+    stop_reason: StopReason | None
+    stop_sequence: str | None
+    usage: MessageUsage
+
+
+class TokenCount(msgspec.Struct):
+    input_tokens: int
+
+
+class MessageStart(msgspec.Struct, tag_field="type", tag="message_start"):
+    message: Message
+
+
+class ContentBlockStart(msgspec.Struct, tag_field="type", tag="content_block_start"):
+    index: int
+    content_block: ContentBlock
+
+
+class TextDelta(msgspec.Struct, tag_field="type", tag="text_delta"):
+    text: str
+
+
+class ThinkingDelta(msgspec.Struct, tag_field="type", tag="thinking_delta"):
+    thinking: str
+
+
+class InputJsonDelta(msgspec.Struct, tag_field="type", tag="input_json_delta"):
+    partial_json: str
+
+
+class ContentBlockDelta(msgspec.Struct, tag_field="type", tag="content_block_delta"):
+    index: int
+    delta: TextDelta | ThinkingDelta | InputJsonDelta
+
+
+class ContentBlockStop(msgspec.Struct, tag_field="type", tag="content_block_stop"):
+    index: int
+
+
+class StopDelta(msgspec.Struct):
+    stop_reason: StopReason
+    stop_sequence: str | None
+
+
+class MessageDelta(msgspec.Struct, tag_field="type", tag="message_delta"):
+    delta: StopDelta
+    usage: MessageUsage
+
+
+class MessageStop(msgspec.Struct, tag_field="type", tag="message_stop"):
+    pass
+
+
+class MessageErrorBody(msgspec.Struct):
+    type: str
+    message: str
+    param: str | UnsetType = UNSET
+
+
+class MessageError(msgspec.Struct, tag_field="type", tag="error"):
+    error: MessageErrorBody

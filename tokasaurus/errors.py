@@ -55,6 +55,14 @@ class EngineFailedError(TokasaurusError):
     """The engine could not finish an accepted request; the message says why."""
 
 
+class DeadlineExceededError(EngineFailedError):
+    """The request was not finished within its `timeout`."""
+
+
+class SlowReaderError(EngineFailedError):
+    """The stream's reader took nothing for too long."""
+
+
 class ProcessFailedError(TokasaurusError):
     """A process of the engine did not start, or died; the message carries its last words."""
 

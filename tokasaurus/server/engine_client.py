@@ -80,11 +80,13 @@ class EngineClient:
         tokenizer: Tokenizer,
         eos_token_ids: tuple[int, ...],
         max_in_flight: int | None = None,
+        default_timeout_seconds: float | None = None,
         channels: EngineChannels | None = None,
     ) -> None:
         """`eos_token_ids`: as the model's configuration says; empty: the tokenizer's.
 
         `max_in_flight` bounds the samples accepted and not finished; None: no bound.
+        `default_timeout_seconds` is for requests that give no `timeout`; None: they have no end.
         `channels` replace the sockets that `start` would open.
         """
         self._addresses = addresses
@@ -93,6 +95,7 @@ class EngineClient:
         self._tokenizer = tokenizer
         self._eos_token_ids = eos_token_ids or tokenizer.eos_token_ids
         self._max_in_flight = max_in_flight
+        self._default_timeout_seconds = default_timeout_seconds
         self._channels = channels
         self._balancer = LoadBalancer(num_managers)
         self._in_flight: dict[int, tuple[Generation, RequestGroup]] = {}
@@ -190,6 +193,9 @@ class EngineClient:
             dp_rank = self._balancer.choose(requests[0].prompt_ids)
             for request in requests:
                 self._send(request, prompt, dp_rank, group)
+        timeouts = [prompt.params.timeout or self._default_timeout_seconds for prompt in prompts]
+        if limits := [seconds for seconds in timeouts if seconds is not None]:
+            group.expire_after(min(limits))
         return group
 
     def fail(self, error: EngineFailedError) -> None:
@@ -257,12 +263,12 @@ class EngineClient:
             retry_after_seconds=_RETRY_AFTER_SECONDS,
         )
 
-    def _cancel(self, generations: list[Generation]) -> None:
+    def _cancel(self, generations: list[Generation], error: EngineFailedError | None) -> None:
         """They end for their group now, and for the engine when their manager says so."""
         by_rank: defaultdict[int, list[int]] = defaultdict(list)
         groups = set()
         for generation in generations:
-            generation.cancel()
+            generation.cancel() if error is None else generation.fail(error)
             entry = self._in_flight.get(generation.request.request_id)
             if entry is not None:
                 by_rank[generation.dp_rank].append(generation.request.request_id)

@@ -8,9 +8,11 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from tokasaurus.errors import (
+    DeadlineExceededError,
     EngineFailedError,
     InvalidRequestError,
     OverloadedError,
+    SlowReaderError,
     TokasaurusError,
 )
 from tokasaurus.server.access import scope_keys
@@ -41,6 +43,10 @@ def describe(error: TokasaurusError) -> ErrorResponse:
         body.type, body.code = "rate_limit_error", "rate_limit_exceeded"
     elif isinstance(error, ServerNotReadyError):
         body.code = "server_not_ready"
+    elif isinstance(error, DeadlineExceededError):
+        body.type, body.code = "timeout_error", "timeout"
+    elif isinstance(error, SlowReaderError):
+        body.code = "slow_reader"
     elif isinstance(error, EngineFailedError):
         body.code = "engine_failed"
     return ErrorResponse(body)
@@ -54,6 +60,8 @@ def status_of(error: TokasaurusError) -> int:
         return HTTPStatus.TOO_MANY_REQUESTS
     if isinstance(error, ServerNotReadyError):
         return HTTPStatus.SERVICE_UNAVAILABLE
+    if isinstance(error, DeadlineExceededError):
+        return HTTPStatus.GATEWAY_TIMEOUT
     return HTTPStatus.INTERNAL_SERVER_ERROR
 
 
@@ -78,6 +86,8 @@ async def _handle_own(request: Request, error: Exception) -> Response:  # noqa: 
     headers = None
     if isinstance(error, OverloadedError):
         headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_seconds)))}
+    elif isinstance(error, DeadlineExceededError):
+        headers = {"X-Should-Retry": "false"}  # OpenAI's clients heed it; the next try would end so
     return error_response(status_of(error), describe(error), headers)
 
 

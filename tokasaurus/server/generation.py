@@ -172,8 +172,9 @@ class Generation:
         self.finish_reason = "cancelled"
 
     def fail(self, error: EngineFailedError) -> None:
-        """It can't be finished."""
+        """It can't be finished; whatever else comes is dropped."""
         if self.finish_reason is None:
+            self.is_cancelled = True
             self.finish_reason, self.error = "error", error
 
     def _add_text(self, token_ids: list[int]) -> int:

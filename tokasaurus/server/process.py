@@ -55,7 +55,8 @@ def run_server(
             supervisor.send(Progress(process=name, phase="connect", text="waiting for managers"))
 
             def on_started() -> None:
-                supervisor.send(Ready(process=name, text=url_of(config.host, bound, is_tls=tls is not None)))
+                url = url_of(config.host, bound, is_tls=tls is not None)
+                supervisor.send(Ready(process=name, text=url))
 
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(_serve(config, state, bound, tls, on_started))
@@ -84,6 +85,7 @@ def _load(
         tokenizer=tokenizer,
         eos_token_ids=read_model_config(folder).eos_token_ids,
         max_in_flight=config.max_queued_requests,
+        default_timeout_seconds=config.request_timeout_seconds,
     )
     chat_template = ChatTemplate.load(
         tokenizer_folder,
@@ -104,6 +106,7 @@ def _load(
         model_name=config.public_model_name,
         access=AccessPolicy.of(config),
         max_body_bytes=config.max_body_bytes,
+        stream_stall_seconds=config.stream_stall_seconds,
     )
 
 

@@ -4,7 +4,10 @@ import asyncio
 from collections.abc import Callable
 from types import TracebackType
 
+from tokasaurus.errors import DeadlineExceededError, EngineFailedError
 from tokasaurus.server.generation import Generation
+
+Cancel = Callable[[list[Generation], EngineFailedError | None], None]
 
 
 class RequestGroup:
@@ -13,13 +16,14 @@ class RequestGroup:
     Belongs to the event loop of the client that made it.
     """
 
-    def __init__(self, *, stream: bool, cancel: Callable[[list[Generation]], None]) -> None:
+    def __init__(self, *, stream: bool, cancel: Cancel) -> None:
         self.generations: list[Generation] = []
         self._stream = stream
         self._cancel = cancel
         self._ready: dict[int, Generation] = {}
         self._num_unfinished = 0
         self._waiter: asyncio.Future[None] | None = None
+        self._deadline: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> "RequestGroup":
         return self
@@ -52,11 +56,22 @@ class RequestGroup:
         self._ready.clear()
         return ready
 
-    def cancel(self) -> None:
-        """Free all that has not finished. May be called at any time, and more than once."""
+    def cancel(self, error: EngineFailedError | None = None) -> None:
+        """Free all that has not finished. May be called at any time, and more than once.
+
+        With an error the samples fail with it; without, nobody is there to be told.
+        """
         unfinished = [g for g in self.generations if g.finish_reason is None]
         if unfinished:
-            self._cancel(unfinished)
+            self._cancel(unfinished, error)
+
+    def expire_after(self, seconds: float) -> None:
+        """Fail what has not finished by then."""
+        error = DeadlineExceededError(
+            f"The request was not finished within its timeout of {seconds:g} s; allow it more "
+            "time, or ask for less."
+        )
+        self._deadline = asyncio.get_running_loop().call_later(seconds, self.cancel, error)
 
     def add(self, generation: Generation) -> None:
         """The client's: one more, which has not finished."""
@@ -67,6 +82,8 @@ class RequestGroup:
         """The client's: one of the group has changed. `wake` follows when all changes are noted."""
         if finished:
             self._num_unfinished -= 1
+            if not self._num_unfinished and self._deadline is not None:
+                self._deadline.cancel()
         if finished or (self._stream and generation.has_news):
             self._ready[generation.index] = generation
 

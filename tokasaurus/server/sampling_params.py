@@ -18,6 +18,8 @@ MAX_BAD_WORD_CHARACTERS = 8192
 MAX_ALLOWED_TOKEN_IDS = 2**20
 _MAX_TOKENS = 2**31 - 1
 _MAX_PRIORITY = 2**31 - 1
+_MIN_TIMEOUT = 0.001
+_MAX_TIMEOUT = 31_536_000
 _MAX_SALT_CHARACTERS = 1024
 
 
@@ -69,6 +71,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """Keep the stop string, or the text of the stop token, at the end of the output."""
     priority: int = 0
     """Lower runs earlier; first come, first served within one priority."""
+    timeout: float | None = None
+    """Seconds until what has not finished is given up, time in the queue included."""
     cache_salt: str = ""
     """Prompts share cached prefixes only with prompts of the same salt."""
 
@@ -99,6 +103,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
             if not isinstance(value := getattr(self, name), bool):
                 raise _invalid(name, "true or false", value)
         _check_integer("priority", self.priority, -_MAX_PRIORITY, _MAX_PRIORITY)
+        if self.timeout is not None:
+            _check_number("timeout", self.timeout, _MIN_TIMEOUT, _MAX_TIMEOUT)
         if not isinstance(self.cache_salt, str) or len(self.cache_salt) > _MAX_SALT_CHARACTERS:
             raise _invalid("cache_salt", f"a string of at most {_MAX_SALT_CHARACTERS} characters")
         for name, value in (

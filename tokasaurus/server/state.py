@@ -28,6 +28,7 @@ class ServerState:
     """How the model marks reasoning and tool calls."""
     access: AccessPolicy = field(default_factory=AccessPolicy)
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
+    stream_stall_seconds: float = 60.0
     started_at: int = field(default_factory=lambda: int(time.time()))
 
     def check_model(self, name: str | None) -> None:

@@ -59,6 +59,9 @@ class SamplingFields(BaseModel):
         None, description="Keep only this many of the prompt's last tokens; -1: what fits."
     )
     priority: int | None = Field(None, description="Lower runs earlier.")
+    timeout: float | None = Field(
+        None, description="Seconds until the request is given up with a 504."
+    )
     cache_salt: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None

@@ -65,23 +65,29 @@ class Onboarder:
     def onboard(self) -> None:
         """Admit until the head of the queue does not fit; nobody overtakes it.
 
-        The number that is asked for at once doubles while they fit and halves when they don't.
+        The number that is asked for at once doubles while they fit; from the first refusal on it
+        halves.
         """
+        running = self._running
+        if not len(self._queue) or not running.slots.num_free_slots or self._is_refused():
+            return
+        self._policy.begin()
         num_asked = 1
-        has_begun = False
-        while (num_free := self._running.slots.num_free_slots) and len(self._queue):
-            if not has_begun and self._is_refused():
-                return
-            if not has_begun:
-                self._policy.begin()
-                has_begun = True
-            candidates = list(islice(self._queue, min(num_asked, num_free)))
-            if self._onboard_all(candidates):
-                num_asked *= 2
-            elif len(candidates) > 1:
-                num_asked = len(candidates) // 2
+        was_refused = False
+        matches: list[PrefixMatch] = []
+        while (num_free := running.slots.num_free_slots) and len(self._queue):
+            if not matches:
+                candidates = islice(self._queue, min(num_asked, num_free))
+                matches = [running.match(sequence) for sequence in candidates]
+            if self._policy.admits(running, matches):
+                self._onboard_all(matches)
+                num_asked = max(1, len(matches) // 2) if was_refused else 2 * len(matches)
+                matches = []
+            elif len(matches) > 1:
+                was_refused = True
+                matches = matches[: len(matches) // 2]
             else:
-                self._refused = (candidates[0].request_id, self._running.num_releases)
+                self._refused = (matches[0].sequence.request_id, running.num_releases)
                 return
 
     def _is_refused(self) -> bool:
@@ -93,15 +99,9 @@ class Onboarder:
         num_left = self._running.num_releases - self._refused[1]
         return num_left < max(1, self._running.num_running // _RUNNING_PER_QUESTION)
 
-    def _onboard_all(self, candidates: list[Sequence]) -> bool:
-        """Seat all of these if the policy lets them in."""
-        running = self._running
-        matches = [running.match(sequence) for sequence in candidates]
-        if not self._policy.admits(running, matches):
-            return False
-        for index, match in enumerate(matches):
+    def _onboard_all(self, matches: list[PrefixMatch]) -> None:
+        for match in matches:
             self._queue.remove(match.sequence)
             # Those before it may have inserted blocks that it shares, or evicted some of its own.
-            running.onboard(running.match(match.sequence) if index else match)
-        self._policy.settle(candidates)
-        return True
+            self._running.onboard(self._running.rematch(match))
+        self._policy.settle([match.sequence for match in matches])

@@ -24,6 +24,8 @@ class PrefixTree:
         self._keys: list[Key | None] = [None] * num_blocks
         self._num_children = [0] * num_blocks
         self._last_used = np.zeros(num_blocks, np.int64)
+        self.num_removals = 0
+        """A path that was matched stays valid while this does not change."""
         self._clock = 0
         self._evictable: list[tuple[int, int]] = []
         """Heap of (last use, block) over unreferenced leaves; entries may be out of date."""
@@ -70,6 +72,7 @@ class PrefixTree:
         key = self._keys[block]
         assert key is not None, f"block {block} is not in the tree"
         del self._children[key]
+        self.num_removals += 1
         self._keys[block] = None
         self.is_node[block] = False
         parent = key[0]

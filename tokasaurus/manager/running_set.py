@@ -29,6 +29,8 @@ class PrefixMatch:
     """Blocks it takes off the available ones now, cached nodes that it would reference included."""
     num_final_blocks: int
     """The same when it ends by length."""
+    num_removals: int
+    """Of the tree when it was looked up."""
 
 
 class RunningSet:
@@ -78,7 +80,17 @@ class RunningSet:
             token_bytes=token_bytes,
             num_new_blocks=sequence.num_initial_blocks(self.page_size) - num_shared,
             num_final_blocks=sequence.max_num_blocks(self.page_size) - num_shared,
+            num_removals=self.blocks.tree.num_removals,
         )
+
+    def rematch(self, match: PrefixMatch) -> PrefixMatch:
+        """The match as it is now, after others were onboarded."""
+        sequence = match.sequence
+        is_complete = len(match.path) == (sequence.token_ids.size - 1) // self.page_size
+        is_valid = match.num_removals == self.blocks.tree.num_removals
+        if is_valid and (is_complete or not sequence.is_cacheable):
+            return match
+        return self.match(sequence)
 
     def onboard(self, match: PrefixMatch) -> None:
         """Seat the sequence at the end of the prefill line; its new blocks must be available."""

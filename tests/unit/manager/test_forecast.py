@@ -1,0 +1,87 @@
+"""Extending a forecast by candidates gives what building it anew gives."""
+
+import numpy as np
+import pytest
+
+from tests.unit.manager.harness import Harness, make_request
+from tokasaurus.manager.block_usage import peak_usage, usage_at
+from tokasaurus.manager.running_set import PrefixMatch, RunningSet
+from tokasaurus.manager.sequence import Sequence
+from tokasaurus.manager.settings import ManagerSettings
+from tokasaurus.manager.simulated_admission import SimulateFuture
+from tokasaurus.manager.stopping_predictor import StoppingPredictor
+
+_TIMES = np.arange(120)
+
+
+class _CheckedPolicy(SimulateFuture):
+    """Compares the two after every admission."""
+
+    num_compared = 0
+    num_refused = 0
+    running: RunningSet
+
+    def admits(self, running: RunningSet, matches: list[PrefixMatch]) -> bool:
+        self.running = running
+        is_admitted = super().admits(running, matches)
+        self.num_refused += not is_admitted
+        self._compare_unless(is_admitted)
+        return is_admitted
+
+    def settle(self, sequences: list[Sequence]) -> None:
+        super().settle(sequences)
+        self._compare_unless(False)
+
+    def _compare_unless(self, is_pending: bool) -> None:
+        if self._forecast is None or is_pending:
+            return
+        page_size = self.running.page_size
+        extended = usage_at(self._forecast.loads, _TIMES, page_size)
+        anew = usage_at(self.forecast(self.running).loads, _TIMES, page_size)
+        assert extended.tolist() == anew.tolist()
+        self.num_compared += 1
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_extended_forecast_equals_a_new_one(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    page_size = int(rng.integers(1, 8))
+    settings = ManagerSettings(page_size=page_size, max_tokens_per_forward=40)
+    policy = _CheckedPolicy(settings, StoppingPredictor())
+    harness = Harness(
+        num_blocks=int(300 / page_size),
+        page_size=page_size,
+        policy=policy,
+        max_tokens_per_forward=40,
+        max_seqs_per_forward=30,
+    )
+    prefixes = [rng.integers(0, 50, 20).tolist() for _ in range(3)]
+    for index in range(150):
+        prompt = [*prefixes[rng.integers(3)], *rng.integers(0, 50, rng.integers(0, 9)).tolist()]
+        stop = tuple(rng.integers(0, 50, 2).tolist())
+        harness.submit(make_request(index, prompt, int(rng.integers(1, 60)), stop=stop))
+        if rng.random() < 0.2:
+            harness.tick()
+    harness.run()
+    harness.check_tokens()
+    harness.check_empty()
+    assert policy.num_compared > 50
+    assert policy.num_refused > 10
+
+
+def test_a_refused_candidate_changes_nothing() -> None:
+    harness = Harness(num_blocks=40, page_size=4)
+    harness.submit(*(make_request(i, list(range(20)), 20) for i in range(3)))
+    harness.tick()
+    policy = harness.engine.policy
+    assert isinstance(policy, SimulateFuture)
+    running = harness.engine.running
+    forecast = policy.forecast(running)
+    before = usage_at(forecast.loads, _TIMES, 4)
+    match = running.match(Sequence.from_request(make_request(9, [*range(20), 7, 8], 90), arrival=9))
+    assert not forecast.accepts([match], peak_usage(forecast.loads, 4))
+    assert usage_at(forecast.loads, _TIMES, 4).tolist() == before.tolist()
+    assert forecast.accepts([match], 1000)
+    after = usage_at(forecast.loads, _TIMES, 4)
+    assert (after >= before).all()
+    assert after[0] == before[0] + 1  # 6 blocks, of which 5 are shared

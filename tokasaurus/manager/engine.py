@@ -1,7 +1,9 @@
 """The manager's state and verbs, free of channels: submit, cancel, apply an output, schedule."""
 
 import logging
+import time
 from collections import deque
+from collections.abc import Callable
 
 from tokasaurus.errors import ProtocolError
 from tokasaurus.ipc.messages.to_manager import GenerateRequest, StepOutput, WorkerReady
@@ -32,10 +34,12 @@ class Engine:
         settings: ManagerSettings,
         worker: WorkerReady,
         policy: AdmissionPolicy | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings = settings
+        self._clock = clock
         self.counters = Counters()
-        self.queue = RequestQueue()
+        self.queue = RequestQueue(settings.priority_aging_seconds)
         self.running = RunningSet(
             settings.num_slots, worker.max_model_len, worker.num_blocks, settings.page_size
         )
@@ -67,7 +71,7 @@ class Engine:
         if request.request_id in self._sequences:
             log.warning("request %d came twice; the second is ignored", request.request_id)
             return
-        sequence = Sequence.from_request(request, self._num_arrivals)
+        sequence = Sequence.from_request(request, self._num_arrivals, self._clock())
         self._num_arrivals += 1
         self._sequences[request.request_id] = sequence
         self._stop_tokens.add(request.stop_token_ids)

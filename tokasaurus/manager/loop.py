@@ -40,7 +40,7 @@ class Manager:
         policy: AdmissionPolicy | None = None,
     ) -> None:
         """`connect` opens an outbox to a server's address."""
-        self.engine = Engine(settings, worker, policy)
+        self.engine = Engine(settings, worker, policy, clock)
         self._settings = settings
         self._worker = worker
         self._inbox = inbox

@@ -1,5 +1,9 @@
-"""Requests that wait: first in, first out within a priority; preempted ones before new ones."""
+"""Requests that wait: first in, first out within a priority; preempted ones before new ones.
 
+Who waits gains on other priorities with time, so that nobody waits forever.
+"""
+
+import heapq
 from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -37,7 +41,9 @@ def _newest_first(sequence: Sequence) -> int:
 class RequestQueue:
     """Lanes by priority, lowest number first."""
 
-    def __init__(self) -> None:
+    def __init__(self, aging_seconds: float = 60.0) -> None:
+        """Waiting for `aging_seconds` is worth one step of priority."""
+        self._aging_seconds = aging_seconds
         self._lanes: dict[int, _Lane] = {}
         self._priorities: list[int] = []
         self._num_sequences = 0
@@ -47,8 +53,10 @@ class RequestQueue:
 
     def __iter__(self) -> Iterator[Sequence]:
         """In the order in which they leave."""
-        for priority in self._priorities:
-            yield from self._lanes[priority]
+        lanes = [self._lanes[priority] for priority in self._priorities]
+        if len(lanes) == 1:
+            return iter(lanes[0])
+        return heapq.merge(*lanes, key=self._rank)
 
     def push(self, sequence: Sequence) -> None:
         """Append a new request."""
@@ -71,6 +79,10 @@ class RequestQueue:
         if not len(lane):
             del self._lanes[priority]
             self._priorities.remove(priority)
+
+    def _rank(self, sequence: Sequence) -> float:
+        """Lower leaves earlier. Time passes for all alike, so the order of two never changes."""
+        return sequence.request.priority + sequence.queued_at / self._aging_seconds
 
     def _lane(self, sequence: Sequence) -> _Lane:
         priority = sequence.request.priority

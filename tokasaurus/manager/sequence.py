@@ -35,6 +35,8 @@ class Sequence:
     """int32: prompt, then outputs from before a preemption or recovery."""
     kind: int
     """Sequences of one kind are likely to stop alike."""
+    queued_at: float = 0.0
+    """Time of arrival in seconds of the manager's clock."""
     state: SequenceState = SequenceState.QUEUED
     slot: int = -1
     """Its seat while PREFILLING or DECODING."""
@@ -51,13 +53,21 @@ class Sequence:
     """Prompt tokens whose log-probabilities are sent or, like the first one's, don't exist."""
 
     @classmethod
-    def from_request(cls, request: GenerateRequest, arrival: int) -> "Sequence":
+    def from_request(
+        cls, request: GenerateRequest, arrival: int, queued_at: float = 0.0
+    ) -> "Sequence":
         token_ids = request.prompt_ids
         if request.output_ids is not None and request.output_ids.size:
             token_ids = np.concatenate([token_ids, request.output_ids])
         # What ends by length alone says nothing about what may stop.
         kind = 2 * zlib.crc32(request.predictor_key.encode()) + bool(request.stop_token_ids)
-        return cls(request=request, arrival=arrival, token_ids=token_ids, kind=kind)
+        return cls(
+            request=request,
+            arrival=arrival,
+            token_ids=token_ids,
+            kind=kind,
+            queued_at=queued_at,
+        )
 
     @property
     def quantile(self) -> float:

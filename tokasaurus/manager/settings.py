@@ -24,6 +24,8 @@ class ManagerSettings:
     """Let the worker read shared prefixes once per group, if it can."""
     hydragen_min_group_size: int = 8
     hydragen_min_prefix_len: int = 128
+    priority_aging_seconds: float = 60.0
+    """Waiting for so long is worth one step of priority."""
     stats_interval_seconds: float = 1.0
     debug_checks: bool = False
     """Check every invariant after every tick (slow)."""
@@ -43,6 +45,8 @@ class ManagerSettings:
         for name, minimum in minima.items():
             if getattr(self, name) < minimum:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least {minimum}")
+        if self.priority_aging_seconds <= 0:
+            raise ConfigError("priority_aging_seconds must be above 0")
         if self.max_prefill_tokens_per_step is not None and self.max_prefill_tokens_per_step < 1:
             raise ConfigError("max_prefill_tokens_per_step must be at least 1, or None")
 

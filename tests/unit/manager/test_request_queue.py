@@ -9,6 +9,16 @@ from tokasaurus.manager.queues import RequestQueue
 from tokasaurus.manager.sequence import Sequence
 
 
+def test_waiting_makes_up_for_priority() -> None:
+    queue = RequestQueue(aging_seconds=10.0)
+    arrivals = [(5, 0.0), (0, 20.0), (0, 49.0), (0, 51.0), (5, 1.5)]
+    for arrival, (priority, queued_at) in enumerate(arrivals):
+        request = make_request(arrival, [1], priority=priority)
+        queue.push(Sequence.from_request(request, arrival, queued_at))
+    assert [sequence.arrival for sequence in queue] == [1, 2, 0, 3, 4]
+    assert queue.head() is next(iter(queue))
+
+
 @given(st.lists(st.tuples(st.sampled_from("npr"), st.integers(0, 2), st.integers(0, 10**6))))
 def test_order_is_that_of_a_sorted_list(operations: list[tuple[str, int, int]]) -> None:
     queue = RequestQueue()

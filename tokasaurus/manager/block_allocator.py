@@ -19,6 +19,7 @@ class BlockAllocator:
         """Sequences that have the block in their table."""
         self.is_scheduled = np.zeros(num_blocks, bool)
         """A chunk that fills the block is scheduled, or was: whoever comes later may read it."""
+        self._follow_none = np.zeros(num_blocks, bool)
         self.tree = PrefixTree(num_blocks, page_size, self.ref_counts)
         self._free = np.arange(num_blocks - 1, -1, -1, dtype=np.int32)
         """Stack; the top stands at `_num_free - 1`."""
@@ -74,18 +75,8 @@ class BlockAllocator:
         private. Blocks that are not computed yet stop at the first such node, and computed ones at
         one that isn't, so that a scheduled node never has an unscheduled ancestor.
         """
-        stride = 4 * self.page_size
-        path: list[int] = []
-        for index, block in enumerate(blocks):
-            key = token_bytes[index * stride : (index + 1) * stride]
-            node = self.tree.find(parent, key)
-            if node is None:
-                self.tree.insert(parent, key, block)
-                node = block
-            elif not (are_computed and self.is_scheduled[node]):
-                break
-            path.append(node)
-            parent = node
+        may_follow = self.is_scheduled if are_computed else self._follow_none
+        path = self.tree.graft(parent, token_bytes, blocks, may_follow)
         if are_computed and path:
             self.is_scheduled[path] = True
         return path

@@ -21,6 +21,11 @@ from tokasaurus.manager.stop_tokens import StopTokens
 _NO_IDS = np.empty(0, np.int64)
 _NO_TOKENS = np.empty(0, np.int32)
 
+_REASONS_NOT_TO_DRAW = {
+    -1: "the model's output for this request is not a number",
+    -2: "the request's grammar and bans together leave no token to draw",
+}
+
 Finish = Callable[[Sequence, FinishReason, int | None, str | None], None]
 """Ends a sequence: reason, the token that stopped it, and what went wrong."""
 
@@ -140,13 +145,12 @@ class OutputHandler:
     def _fail_broken(
         self, ends: np.ndarray, row_slots: np.ndarray, token_ids: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """End the sequences whose logits held a NaN; return what is left."""
+        """End the sequences that no token could be drawn for; return what is left."""
         is_broken = token_ids < 0
-        for slot in row_slots[is_broken].tolist():
-            sequence = self._sequence(slot)
-            self._finish(
-                sequence, "error", None, "the model's output for this request is not a number"
-            )
+        for slot, token_id in zip(
+            row_slots[is_broken].tolist(), token_ids[is_broken].tolist(), strict=True
+        ):
+            self._finish(self._sequence(slot), "error", None, _REASONS_NOT_TO_DRAW[token_id])
         is_end = np.zeros(token_ids.size, bool)
         is_end[ends] = True
         return (

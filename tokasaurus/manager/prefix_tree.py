@@ -51,20 +51,32 @@ class PrefixTree:
             parent = block
         return path
 
-    def find(self, parent: int | str, token_bytes: bytes) -> int | None:
-        """The child of `parent` that holds these tokens."""
-        return self._children.get((parent, token_bytes))
+    def graft(
+        self, parent: int | str, token_bytes: bytes, blocks: list[int], may_follow: np.ndarray
+    ) -> list[int]:
+        """Insert a path of blocks below `parent`; return the nodes that now hold the content.
 
-    def insert(self, parent: int | str, token_bytes: bytes, block: int) -> None:
-        """Make `block` a child of `parent`, which must not have one with these tokens."""
-        key = (parent, token_bytes)
-        assert key not in self._children, f"block {block} duplicates {self._children[key]}"
-        assert self._keys[block] is None, f"block {block} is in the tree already"
-        self._children[key] = block
-        self._keys[block] = key
-        self.is_node[block] = True
-        if isinstance(parent, int):
-            self._num_children[parent] += 1
+        Where there is a node with the same content, it stands in the path if `may_follow`
+        (bool[num_blocks]) says so; otherwise the path ends before it.
+        """
+        children, keys, stride = self._children, self._keys, self._stride
+        path: list[int] = []
+        inserted: list[int] = []
+        for index, block in enumerate(blocks):
+            key = (parent, token_bytes[index * stride : (index + 1) * stride])
+            node = children.setdefault(key, block)
+            if node == block:
+                assert keys[block] is None, f"block {block} is in the tree already"
+                keys[block] = key
+                inserted.append(block)
+                if isinstance(parent, int):
+                    self._num_children[parent] += 1
+            elif not may_follow[node]:
+                break
+            path.append(node)
+            parent = node
+        self.is_node[inserted] = True
+        return path
 
     def remove(self, block: int) -> None:
         """Take out a leaf."""

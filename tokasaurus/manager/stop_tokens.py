@@ -7,9 +7,9 @@ class StopTokens:
     """Counts, per token, the live sequences that stop at it."""
 
     def __init__(self, vocab_size: int) -> None:
-        self._counts = np.zeros(vocab_size + 1, np.int32)
-        # A row whose logits held a NaN has token -1, which reads the last entry: look closely.
-        self._counts[-1] = 1
+        self._counts = np.zeros(vocab_size + 2, np.int32)
+        # A row that could not draw has token -1 or -2, which reads the last two: look closely.
+        self._counts[-2:] = 1
         self._vocab_size = vocab_size
 
     def add(self, stop_token_ids: tuple[int, ...]) -> None:
@@ -36,5 +36,5 @@ class StopTokens:
             for token_id in set(stop_token_ids):
                 if 0 <= token_id < self._vocab_size:
                     counts[token_id] += 1
-        counts[-1] = 1
+        counts[-2:] = 1
         assert (counts == self._counts).all()

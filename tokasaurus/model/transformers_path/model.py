@@ -65,6 +65,12 @@ class TransformersModel:
         return outputs.logits[0].float()
 
 
+    def linear_layers(self) -> list[torch.nn.Linear]:
+        """Its plain linear layers, for kernels that compute them."""
+        modules = {id(m): m for part in (self._base, self._head) for m in part.modules()}
+        return [module for module in modules.values() if type(module) is torch.nn.Linear]
+
+
 class _BaseOutputs:
     """A base model's outputs that hold nothing but the hidden states."""
 

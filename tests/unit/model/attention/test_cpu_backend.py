@@ -82,9 +82,7 @@ def test_equals_oracle(flavour: str, arguments: dict[str, Any], dtype: torch.dty
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("num_threads", [1, 3])
-def test_long_rows_are_split_and_merged(
-    flavour: str, dtype: torch.dtype, num_threads: int
-) -> None:
+def test_long_rows_are_split_and_merged(flavour: str, dtype: torch.dtype, num_threads: int) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from tokasaurus.model.attention.backend import AttentionBackend, AttentionBatch, CausalModel
 from tokasaurus.model.attention.cpu_backend import CpuBackend
@@ -14,7 +15,9 @@ from tokasaurus.model.config import DecoderSpec, RopeSpec, TensorSpec
 from tokasaurus.model.decoder import Decoder
 from tokasaurus.model.kernels.fused_decoder import FusedDecoder
 from tokasaurus.model.kernels.install import with_cpu_kernels
+from tokasaurus.model.kernels.linear import PackedLinear
 from tokasaurus.model.kernels.loader import runnable_flavours
+from tokasaurus.model.transformers_path.model import TransformersModel
 
 CPU = torch.device("cpu")
 PAGE_SIZE = 8
@@ -133,6 +136,27 @@ def test_weights_are_held_once() -> None:
     with_cpu_kernels(model, backend)
     assert model.embedding.weight.numel() == 0
     assert sum(p.numel() for p in model.parameters() if p.dim() > 1) == 0
+
+
+@torch.inference_mode()
+def test_transformers_models_compute_with_packed_layers() -> None:
+    config = LlamaConfig(
+        vocab_size=SPEC.vocab_size,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )
+    model = TransformersModel(LlamaForCausalLM(config).eval().requires_grad_(False), 64)
+    torch_backend, cpu_backend = backends(model, runnable_flavours()[0], torch.float32)
+    expected = logits_of_two_steps(model, torch_backend)
+    packed = with_cpu_kernels(model, cpu_backend)
+    assert all(isinstance(layer.forward, PackedLinear) for layer in model.linear_layers())
+    assert len(model.linear_layers()) == 2 * 7 + 1
+    actual = logits_of_two_steps(packed, cpu_backend)
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_other_backends_leave_the_model_alone() -> None:

@@ -13,6 +13,7 @@ from tokasaurus.server.routes import (
     messages,
     metrics,
     models,
+    responses,
     tokenize,
 )
 from tokasaurus.server.schemas.chat_completions import ChatCompletion, ChatCompletionRequest
@@ -24,6 +25,7 @@ from tokasaurus.server.schemas.messages import (
     TokenCount,
 )
 from tokasaurus.server.schemas.models import Model, ModelList
+from tokasaurus.server.schemas.responses import DeletedResponse, ModelResponse, ResponsesRequest
 from tokasaurus.server.schemas.tokenize import (
     Detokenized,
     DetokenizeRequest,
@@ -41,6 +43,7 @@ def create_app(state: ServerState) -> FastAPI:
     for module in (
         completions,
         chat_completions,
+        responses,
         messages,
         tokenize,
         models,
@@ -55,6 +58,7 @@ def create_app(state: ServerState) -> FastAPI:
         requests=[
             CompletionRequest,
             ChatCompletionRequest,
+            ResponsesRequest,
             MessagesRequest,
             CountTokensRequest,
             TokenizeRequest,
@@ -63,6 +67,8 @@ def create_app(state: ServerState) -> FastAPI:
         responses=[
             Completion,
             ChatCompletion,
+            ModelResponse,
+            DeletedResponse,
             Message,
             TokenCount,
             Tokenized,

@@ -10,6 +10,7 @@ from tokasaurus.server.access.policy import AccessPolicy
 from tokasaurus.server.engine_client import EngineClient
 from tokasaurus.server.errors import ServerNotReadyError
 from tokasaurus.server.output_format import OutputFormat
+from tokasaurus.server.responses.store import ResponseStore
 from tokasaurus.tokenization.chat_template import ChatTemplate
 from tokasaurus.tokenization.encoding_pool import EncodingPool
 from tokasaurus.tokenization.tokenizer import Tokenizer
@@ -27,6 +28,7 @@ class ServerState:
     output_format: OutputFormat = field(default_factory=OutputFormat)
     """How the model marks reasoning and tool calls."""
     access: AccessPolicy = field(default_factory=AccessPolicy)
+    responses: ResponseStore = field(default_factory=ResponseStore)
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
     stream_stall_seconds: float = 60.0
     started_at: int = field(default_factory=lambda: int(time.time()))

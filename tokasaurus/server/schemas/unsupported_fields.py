@@ -52,15 +52,22 @@ _NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
 """Field -> values, besides null, that ask for nothing beyond what is done anyway."""
 
 
-def refuse_unsupported(extra: Mapping[str, Any], supported: Iterable[str]) -> None:
-    """Raises InvalidRequestError for the first field that would change the outcome."""
+def refuse_unsupported(
+    extra: Mapping[str, Any],
+    supported: Iterable[str],
+    neutral_values: Mapping[str, tuple[Any, ...]] = _NEUTRAL_VALUES,
+) -> None:
+    """Raises InvalidRequestError for the first field that would change the outcome.
+
+    `neutral_values`: known fields -> values, besides null, that ask for nothing.
+    """
     for name, value in extra.items():
         if name in _HARMLESS:
             continue
-        if name in _NEUTRAL_VALUES:
-            neutral = _NEUTRAL_VALUES[name]
+        if name in neutral_values:
+            neutral = neutral_values[name]
         else:
-            raise _unknown(name, [*supported, *_HARMLESS, *_NEUTRAL_VALUES])
+            raise _unknown(name, [*supported, *_HARMLESS, *neutral_values])
         if value is not None and value not in neutral:
             raise _unsupported(name, neutral)
 

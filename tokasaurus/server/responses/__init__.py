@@ -1,0 +1,1 @@
+"""OpenAI's responses API: one turn after another, remembered by the server."""

@@ -1,0 +1,204 @@
+"""POST /v1/responses: what it takes, and the response object."""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+
+from tokasaurus.errors import InvalidRequestError
+from tokasaurus.server.sampling_params import SamplingParams
+from tokasaurus.server.schemas.unsupported_fields import refuse_unsupported
+
+_INPUT_SCHEMA = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "object"}, "minItems": 1},
+    ]
+}
+_TOOLS_SCHEMA = {
+    "anyOf": [
+        {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "type": {"const": "function"},
+                    "name": {"type": "string"},
+                    "description": {"type": "string"},
+                    "parameters": {"type": "object"},
+                },
+                "required": ["type", "name"],
+            },
+        },
+        {"type": "null"},
+    ]
+}
+_NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
+    "background": (False,),
+    "context_management": ([],),
+    "conversation": (),
+    "include": ([],),
+    "max_tool_calls": (),
+    "moderation": (),
+    "prompt": (),
+    "reasoning": ({}, {"effort": None}, {"summary": None}, {"effort": None, "summary": None}),
+    "service_tier": ("auto", "default"),
+    "stream_options": ({}, {"include_obfuscation": False}, {"include_obfuscation": True}),
+    "text": (
+        {"format": {"type": "text"}},
+        {"format": {"type": "text"}, "verbosity": "medium"},
+        {"verbosity": "medium"},
+        {},
+    ),
+    "top_logprobs": (0,),
+    "truncation": ("disabled",),
+}
+
+
+class ResponsesRequest(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow", title="ResponsesRequest")
+
+    model: str | None = None
+    input: Annotated[Any, WithJsonSchema(_INPUT_SCHEMA)]
+    instructions: str | None = Field(None, description="A system message for this response only.")
+    previous_response_id: str | None = None
+    store: bool | None = Field(None, description="Default: true.")
+    stream: bool | None = None
+    max_output_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    tools: Annotated[Any, WithJsonSchema(_TOOLS_SCHEMA)] = None
+    tool_choice: Annotated[Any, WithJsonSchema({"enum": ["none", "auto", None]})] = None
+    parallel_tool_calls: bool | None = None
+    metadata: dict[str, str] | None = Field(None, description="Kept with the response.")
+
+    def check(self) -> None:
+        """Raises InvalidRequestError for fields that can't be honoured."""
+        refuse_unsupported(
+            self.model_extra or {}, set(type(self).model_fields), neutral_values=_NEUTRAL_VALUES
+        )
+
+    def sampling_params(self) -> SamplingParams:
+        """Raises InvalidRequestError for values out of range."""
+        if self.max_output_tokens is not None and self.max_output_tokens < 1:
+            raise InvalidRequestError(
+                f"'max_output_tokens' must be at least 1, not {self.max_output_tokens}.",
+                param="max_output_tokens",
+            )
+        values = {
+            name: value
+            for name in ("temperature", "top_p")
+            if (value := getattr(self, name)) is not None
+        }
+        return SamplingParams(max_tokens=self.max_output_tokens, **values)
+
+
+ItemStatus = Literal["in_progress", "completed", "incomplete"]
+
+
+class OutputText(msgspec.Struct, tag_field="type", tag="output_text"):
+    text: str
+    annotations: list[str] = []
+    logprobs: list[str] = []
+
+
+class ReasoningText(msgspec.Struct, tag_field="type", tag="reasoning_text"):
+    text: str
+
+
+class MessageItem(msgspec.Struct, kw_only=True, tag_field="type", tag="message"):
+    id: str
+    status: ItemStatus = "in_progress"
+    role: str = "assistant"
+    content: list[OutputText] = []
+
+
+class ReasoningItem(msgspec.Struct, kw_only=True, tag_field="type", tag="reasoning"):
+    id: str
+    status: ItemStatus = "in_progress"
+    summary: list[str] = []
+    content: list[ReasoningText] = []
+
+
+class FunctionCallItem(msgspec.Struct, kw_only=True, tag_field="type", tag="function_call"):
+    id: str
+    status: ItemStatus = "in_progress"
+    call_id: str
+    name: str
+    arguments: str = ""
+
+
+OutputItem = MessageItem | ReasoningItem | FunctionCallItem
+
+
+class InputTokensDetails(msgspec.Struct):
+    cached_tokens: int
+    cache_write_tokens: int = 0
+
+
+class OutputTokensDetails(msgspec.Struct):
+    reasoning_tokens: int
+
+
+class ResponseUsage(msgspec.Struct, kw_only=True):
+    input_tokens: int
+    input_tokens_details: InputTokensDetails
+    output_tokens: int
+    output_tokens_details: OutputTokensDetails
+    total_tokens: int
+
+
+class ResponseFailure(msgspec.Struct, kw_only=True):
+    code: str = "server_error"
+    message: str
+
+
+class IncompleteDetails(msgspec.Struct):
+    reason: str
+
+
+class ReasoningOptions(msgspec.Struct):
+    effort: None = None
+    summary: None = None
+
+
+class TextFormat(msgspec.Struct, tag_field="type", tag="text"):
+    pass
+
+
+class TextOptions(msgspec.Struct):
+    format: TextFormat = msgspec.field(default_factory=TextFormat)
+
+
+class ModelResponse(msgspec.Struct, kw_only=True):
+    """The response object."""
+
+    id: str
+    object: str = "response"
+    created_at: int
+    status: Literal["in_progress", "completed", "incomplete", "failed"] = "in_progress"
+    background: bool = False
+    error: ResponseFailure | None = None
+    incomplete_details: IncompleteDetails | None = None
+    instructions: str | None
+    max_output_tokens: int | None
+    metadata: dict[str, str]
+    model: str
+    output: list[OutputItem] = []
+    parallel_tool_calls: bool
+    previous_response_id: str | None
+    reasoning: ReasoningOptions = msgspec.field(default_factory=ReasoningOptions)
+    store: bool
+    temperature: float
+    text: TextOptions = msgspec.field(default_factory=TextOptions)
+    tool_choice: str
+    tools: list[dict[str, Any]]
+    top_p: float
+    truncation: str = "disabled"
+    usage: ResponseUsage | None = None
+
+
+class DeletedResponse(msgspec.Struct, kw_only=True):
+    id: str
+    object: str = "response"
+    deleted: bool = True

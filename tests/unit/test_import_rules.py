@@ -19,7 +19,7 @@ ALLOWED = {
     "tokenization": {"errors", "config", "observability"},
     "manager": {"errors", "config", "ipc", "observability"},
     "model": {"errors", "config", "ipc", "observability"},
-    "worker": {"errors", "config", "ipc", "observability", "model"},
+    "worker": {"errors", "config", "ipc", "observability", "model", "tokenization"},
     "server": {"errors", "config", "ipc", "observability", "tokenization"},
     "launch": {"errors", "config", "ipc", "observability", "manager", "worker", "server"},
     "api": {"errors", "config", "ipc", "observability", "launch", "server", "tokenization"},

@@ -71,6 +71,14 @@ def resolve_model(model: str) -> Path:
     return _download(model)
 
 
+def resolve_tokenizer(model: str, tokenizer: str | None) -> Path:
+    """The folder of `tokenizer` if that is given (it need not hold a model), else the model's."""
+    if tokenizer is None:
+        return resolve_model(model)
+    local = Path(tokenizer).expanduser()
+    return local if local.is_dir() else resolve_model(tokenizer)
+
+
 def _download(repo_id: str) -> Path:
     import httpx
     from huggingface_hub import snapshot_download

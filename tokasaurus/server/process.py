@@ -7,13 +7,12 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import uvicorn
 import uvloop
 
 from tokasaurus.config.engine_config import EngineConfig
-from tokasaurus.config.model_files import read_model_config, resolve_model
+from tokasaurus.config.model_files import read_model_config, resolve_model, resolve_tokenizer
 from tokasaurus.errors import EngineFailedError, ProcessFailedError
 from tokasaurus.ipc.addresses import Addresses
 from tokasaurus.ipc.channels import ZmqOutbox
@@ -72,11 +71,7 @@ def _load(
     config: EngineConfig, addresses: Addresses, server_index: int, num_managers: int
 ) -> ServerState:
     folder = resolve_model(config.model)
-    tokenizer_folder = folder
-    if config.tokenizer is not None:
-        # A tokenizer's folder need not hold a model.
-        local = Path(config.tokenizer).expanduser()
-        tokenizer_folder = local if local.is_dir() else resolve_model(config.tokenizer)
+    tokenizer_folder = resolve_tokenizer(config.model, config.tokenizer)
     tokenizer = Tokenizer.load(tokenizer_folder)
     engine = EngineClient(
         addresses,

@@ -60,6 +60,11 @@ class Tokenizer:
         eos_token_id = self._backend.token_to_id(self.named_tokens.get("eos_token", ""))
         return () if eos_token_id is None else (eos_token_id,)
 
+    @property
+    def special_token_ids(self) -> frozenset[int]:
+        """Tokens that are no text: they stand for the structure around it."""
+        return self._special_ids
+
     def token_id(self, token: str) -> int | None:
         """The id of a token given as the vocabulary spells it."""
         return self._backend.token_to_id(token)

@@ -13,7 +13,12 @@ from functools import partial
 import torch
 
 from tokasaurus.config.engine_config import EngineConfig
-from tokasaurus.config.model_files import ModelConfig, read_model_config, resolve_model
+from tokasaurus.config.model_files import (
+    ModelConfig,
+    read_model_config,
+    resolve_model,
+    resolve_tokenizer,
+)
 from tokasaurus.errors import ConfigError
 from tokasaurus.ipc.addresses import Addresses
 from tokasaurus.ipc.channels import Outbox, ZmqInbox, ZmqOutbox
@@ -23,6 +28,7 @@ from tokasaurus.ipc.messages.to_worker import ToWorker
 from tokasaurus.model.attention.backend import CausalModel
 from tokasaurus.model.kernels.loader import kernels_available
 from tokasaurus.model.registry import FAMILIES, load_model
+from tokasaurus.tokenization.tokenizer import Tokenizer
 from tokasaurus.worker.loop import WorkerLoop
 from tokasaurus.worker.runner import ModelRunner, Progress
 from tokasaurus.worker.torch_runner import RunnerSettings, TorchRunner
@@ -75,6 +81,7 @@ def build_runner(config: EngineConfig, dp_rank: int) -> ModelRunner:
         kv_cache_memory_fraction=config.kv_cache_memory_fraction,
         max_tokens_per_forward=config.max_tokens_per_forward,
         max_seqs_per_forward=config.max_seqs_per_forward,
+        load_tokenizer=partial(_load_tokenizer, config),
     )
     return TorchRunner(settings, partial(_load, config, device))
 
@@ -144,6 +151,10 @@ def _load(config: EngineConfig, device: torch.device, progress: Progress) -> Cau
         max_model_len=config.max_model_len,
         progress=progress,
     )
+
+
+def _load_tokenizer(config: EngineConfig) -> Tokenizer:
+    return Tokenizer.load(resolve_tokenizer(config.model, config.tokenizer))
 
 
 def _phase(supervisor: Outbox, name: str, phase: str) -> Callable[[float, str], None]:

@@ -90,7 +90,7 @@ class SlotAdjustments:
             banned_ids=np.array([word[0] for word in words if len(word) == 1], np.int64),
             banned_words=tuple(word for word in words if len(word) > 1),
             allowed=self._allowed(sampling),
-            seat=self._seat(added) if sampling.depends_on_tokens else -1,
+            seat=self._seat(added) if sampling.counts_tokens else -1,
         )
 
     def _all_inside(self, token_ids: tuple[int, ...]) -> bool:

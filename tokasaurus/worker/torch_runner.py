@@ -16,11 +16,14 @@ from tokasaurus.model.attention.backend import AttentionBackend, CausalModel
 from tokasaurus.model.attention.registry import create_backend
 from tokasaurus.model.kernels.install import with_cpu_kernels
 from tokasaurus.model.sampling.sampler import SampledTokens, sample
+from tokasaurus.tokenization.tokenizer import Tokenizer
 from tokasaurus.worker.device_batch import BatchBuilder, DeviceBatch
+from tokasaurus.worker.grammar_tokens import GrammarTokens
 from tokasaurus.worker.memory import KVRequest, choose_num_blocks, free_device_bytes
 from tokasaurus.worker.prompt_scoring import PromptScorer, PromptScores
 from tokasaurus.worker.runner import Progress
 from tokasaurus.worker.slot_adjustments import SlotAdjustments
+from tokasaurus.worker.slot_grammars import SlotGrammars
 from tokasaurus.worker.slot_table import SlotTable
 from tokasaurus.worker.warmup import num_warm_up_blocks, warm_up_steps
 
@@ -42,6 +45,8 @@ class RunnerSettings:
     kv_cache_memory_fraction: float = 0.8
     max_tokens_per_forward: int = 2048
     max_seqs_per_forward: int = 1024
+    load_tokenizer: Callable[[], Tokenizer] | None = None
+    """For grammars, which need the texts of tokens; called when the first one comes."""
 
 
 @dataclass(slots=True)
@@ -168,6 +173,7 @@ class TorchRunner:
         self._builder = BatchBuilder(table, page_size)
         self._last_tokens = torch.zeros(table.capacity, dtype=torch.int64, device=self._device)
         self._adjustments = SlotAdjustments(self._device, model.vocab_size)
+        self._grammars = SlotGrammars(self._load_grammar_tokens)
         self._max_logits_rows = max(1, _MAX_LOGITS_BYTES // (4 * model.vocab_size))
         self._prompt_scorer = PromptScorer(model, self._max_logits_rows)
 
@@ -175,6 +181,7 @@ class TorchRunner:
     def execute(self, step: StepInput) -> TorchStepHandle:
         batch = self._builder.build(step)
         self._adjustments.apply(step)
+        self._grammars.apply(step)
         self._prompt_scorer.forget(step.freed_slots.tolist())
         self._prompt_scorer.forget(added.slot for added in step.added_slots)
         self._grow_last_tokens()
@@ -204,6 +211,10 @@ class TorchRunner:
     def _sample(self, hidden_TD: torch.Tensor, batch: DeviceBatch) -> SampledTokens:
         rows = batch.sampled_tokens
         adjusted = batch.sampling.adjusted = self._adjustments.of_rows(batch.sampled_slots)
+        adjusted_slots = [] if adjusted is None else batch.sampled_slots[adjusted.rows].tolist()
+        if adjusted is not None:
+            adjusted.masks, must_end = self._grammars.masks(adjusted_slots)
+            batch.sampling.lift_bans(adjusted.rows[must_end])
         everything = len(rows) == len(hidden_TD)
         hidden_SD = hidden_TD if everything else hidden_TD[self._to_device(rows)]
         parts = []
@@ -218,7 +229,13 @@ class TorchRunner:
         self._last_tokens[slots] = token_ids
         if adjusted is not None:
             self._adjustments.record(adjusted, token_ids)
+            self._grammars.record(adjusted_slots, sampled.token_ids, adjusted.rows)
         return sampled
+
+    def _load_grammar_tokens(self) -> GrammarTokens:
+        load_tokenizer = self._settings.load_tokenizer
+        assert load_tokenizer is not None, "a grammar came to a runner without a tokenizer"
+        return GrammarTokens(load_tokenizer(), self._model.vocab_size)
 
     def _send_to_host(
         self, step_id: int, sampled: SampledTokens, prompt_scores: list[PromptScores]

@@ -44,10 +44,19 @@ class TokenSampling(msgspec.Struct, frozen=True, kw_only=True):
     """Nothing else can be drawn; empty: no such limit."""
     bad_words: tuple[tuple[int, ...], ...] = ()
     """Token sequences that the output can't contain."""
+    grammar: str = ""
+    """What the output's text has to match, in llguidance's form; empty: anything goes."""
+    end_token_ids: tuple[int, ...] = ()
+    """With a grammar: tokens that can be drawn exactly where the text may end."""
 
     @property
     def depends_on_tokens(self) -> bool:
         """The draw depends on which tokens came before, beyond what the model sees of them."""
+        return bool(self.grammar) or self.counts_tokens
+
+    @property
+    def counts_tokens(self) -> bool:
+        """It depends on how often tokens came before, or on which came last."""
         return bool(
             self.frequency_penalty
             or self.presence_penalty
@@ -133,7 +142,7 @@ class StepOutput(msgspec.Struct, frozen=True, kw_only=True, tag="step_output"):
 
     step_id: int
     token_ids: np.ndarray
-    """int32[S]; -1 where the row's logits held a NaN."""
+    """int32[S]; -1 where the row's logits held a NaN, -2 where bans and grammar left no token."""
     logprobs: np.ndarray | None = None
     """float32[S]; None when no row asked."""
     top_ids: np.ndarray | None = None

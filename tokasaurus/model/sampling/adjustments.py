@@ -31,7 +31,7 @@ class Adjustment:
     banned_words: tuple[tuple[int, ...], ...] = ()
     """Of two tokens or more: the last one is banned after the others."""
     allowed: np.ndarray | None = None
-    """uint8[ceil(V / 8)]: bit t, from the least significant, is set if token t may be drawn."""
+    """uint8[4 * ceil(V / 32)]: bit t, lowest first, is set if token t may be drawn."""
     seat: int = -1
     """Its seat in the token history, if what it asks for needs one."""
 
@@ -49,6 +49,9 @@ class AdjustedRows:
     adjustments: list[Adjustment]
     """[R]"""
     history: TokenHistory
+    masks: list[np.ndarray | None] | None = None
+    """[R]: what each row's grammar allows now, in the form of `Adjustment.allowed`; None where it
+    has none. None instead of a list where no row has one."""
 
     def between(self, start: int, stop: int) -> "AdjustedRows | None":
         """Those of the rows start..stop-1, counted from start; None if there are none."""
@@ -59,6 +62,7 @@ class AdjustedRows:
             rows=self.rows[first:end] - start,
             adjustments=self.adjustments[first:end],
             history=self.history,
+            masks=None if self.masks is None else self.masks[first:end],
         )
 
     def apply(self, logits_SV: torch.Tensor) -> None:
@@ -79,6 +83,10 @@ class AdjustedRows:
         masked = [(row, a.allowed) for row, a in pairs if a.allowed is not None]
         if masked:
             keep_allowed(logits_SV, masked)
+        grammars = zip(self.rows.tolist(), self.masks or [], strict=False)
+        by_grammar = [(row, mask) for row, mask in grammars if mask is not None]
+        if by_grammar:
+            keep_allowed(logits_SV, by_grammar)
 
 
 _Pairs = list[tuple[int, Adjustment]]
@@ -161,7 +169,7 @@ def keep_allowed(logits_SV: torch.Tensor, masks: list[tuple[int, np.ndarray]]) -
 
 
 def pack_tokens(token_ids: np.ndarray, vocab_size: int) -> np.ndarray:
-    """uint8[ceil(V / 8)]: the bits of these tokens, as in `Adjustment.allowed`."""
-    bits = np.zeros(vocab_size, np.uint8)
+    """uint8[4 * ceil(V / 32)]: the bits of these tokens, as in `Adjustment.allowed`."""
+    bits = np.zeros(-(-vocab_size // 32) * 32, np.uint8)
     bits[token_ids] = 1
     return np.packbits(bits, bitorder="little")

@@ -52,6 +52,12 @@ class SamplingBatch:
     adjusted: AdjustedRows | None = None
     """Rows with penalties and the like; None if there are none."""
 
+    def lift_bans(self, rows: np.ndarray) -> None:
+        """Let these rows draw their banned tokens after all."""
+        if len(rows) and len(self.banned_rows):
+            stays = ~np.isin(self.banned_rows, rows)
+            self.banned_rows, self.banned_ids = self.banned_rows[stays], self.banned_ids[stays]
+
     def rows(self, which: slice) -> "SamplingBatch":
         """The same for a range of the rows."""
         start, stop, _ = which.indices(len(self.temperature))
@@ -75,7 +81,8 @@ class SampledTokens:
     """What was drawn, on the device of the logits."""
 
     token_ids: torch.Tensor
-    """int64[S]; -1 where no logit of the row is finite or one is NaN or +inf"""
+    """int64[S]; -1 where no logit of the row is finite or one is NaN or +inf; -2 where what was
+    asked for leaves no token"""
     logprobs: torch.Tensor | None = None
     """float32[S] (MIN_LOGPROB where not asked for); None when no row asks"""
     top_ids: torch.Tensor | None = None
@@ -129,6 +136,10 @@ def sample(logits_SV: torch.Tensor, batch: SamplingBatch) -> SampledTokens:
     if scored is not None:
         scored.score(logits_SV, tokens_S)
     tokens_S.masked_fill_(~maxima_SB.amax(1).isfinite(), -1)
+    if batch.adjusted is not None:
+        rows = torch.from_numpy(batch.adjusted.rows).to(logits_SV.device)
+        is_empty = (maxima_SB[rows] == -torch.inf).all(1)
+        tokens_S[rows] = torch.where(is_empty, -2, tokens_S[rows])
     if scored is None:
         return SampledTokens(token_ids=tokens_S)
     return SampledTokens(

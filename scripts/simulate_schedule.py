@@ -118,13 +118,12 @@ def build_settings(hardware: Hardware, page_size: int, words: list[str]) -> Mana
         max_seqs_per_forward=hardware.max_seqs,
         scheduling_steps_ahead=hardware.steps_ahead,
     )
+    known = [field.name for field in dataclasses.fields(settings)]
     changes = {}
     for word in words:
         name, _, value = word.partition("=")
-        current = getattr(settings, name, None)
-        if current is None:
-            known = ", ".join(field.name for field in dataclasses.fields(settings))
-            raise ConfigError(f"--set {word}: the settings are {known}")
+        if name not in known:
+            raise ConfigError(f"--set {word}: the settings are {', '.join(known)}")
         try:
             changes[name] = json.loads(value)
         except ValueError:

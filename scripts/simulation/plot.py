@@ -5,7 +5,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 
-from simulation.recording import ReplicaLog
+from simulation.recording import Prediction, ReplicaLog
 from simulation.replay import Replay
 
 mpl.use("Agg")
@@ -41,17 +41,25 @@ def _draw_usage(axes: Axes, log: ReplicaLog, num_blocks: int) -> None:
     keep = _thinned(log.times.size)
     percent = 100 / num_blocks
     axes.plot(log.times[keep], log.blocks_in_use[keep] * percent, label="actual", linewidth=1.2)
-    every = -(-len(log.predictions) // _MAX_PREDICTIONS) or 1
-    for index, (step_id, (steps, blocks)) in enumerate(log.predictions[::every]):
+    for index, (step_id, (steps, blocks)) in enumerate(_spread(log)):
         is_within = step_id + steps <= log.step_ids[-1]
         times = np.interp(step_id + steps[is_within], log.step_ids, log.times)
-        label = "predicted for those that run" if index == 0 else None
+        label = "predicted for those that run then" if index == 0 else None
         axes.plot(
             times, blocks[is_within] * percent, "--", color="tab:orange", linewidth=0.9, label=label
         )
     axes.axhline(100, color="grey", linewidth=0.6)
     axes.set_ylim(0, 108)
     axes.legend(loc="lower center")
+
+
+def _spread(log: ReplicaLog) -> list[tuple[int, Prediction]]:
+    """Some of the predictions, made at about equal intervals of time."""
+    if not log.predictions:
+        return []
+    made_at = np.interp([step_id for step_id, _ in log.predictions], log.step_ids, log.times)
+    wanted = np.linspace(made_at[0], made_at[-1], _MAX_PREDICTIONS)
+    return [log.predictions[index] for index in np.unique(np.searchsorted(made_at, wanted))]
 
 
 def _thinned(size: int) -> slice:

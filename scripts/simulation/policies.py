@@ -3,7 +3,7 @@
 import numpy as np
 
 from simulation.recording import Prediction
-from simulation.replay import EngineFactory
+from simulation.replay import Clock, EngineFactory
 from tokasaurus.ipc.messages.to_manager import WorkerReady
 from tokasaurus.manager.block_usage import usage_at
 from tokasaurus.manager.engine import Engine
@@ -14,16 +14,20 @@ from tokasaurus.manager.simulated_admission import SimulateFuture
 _MAX_POINTS = 200
 
 
-def _reserve(settings: ManagerSettings, worker: WorkerReady) -> Engine:
-    return Engine(settings, worker, ReserveAllTokens())
+def _default(settings: ManagerSettings, worker: WorkerReady, clock: Clock) -> Engine:
+    return Engine(settings, worker, clock=clock)
 
 
-def _preempt(settings: ManagerSettings, worker: WorkerReady) -> Engine:
-    return Engine(settings, worker, ReserveKnownTokens())
+def _reserve(settings: ManagerSettings, worker: WorkerReady, clock: Clock) -> Engine:
+    return Engine(settings, worker, ReserveAllTokens(), clock)
+
+
+def _preempt(settings: ManagerSettings, worker: WorkerReady, clock: Clock) -> Engine:
+    return Engine(settings, worker, ReserveKnownTokens(), clock)
 
 
 POLICIES: dict[str, EngineFactory] = {
-    "default": Engine,
+    "default": _default,
     "reserve": _reserve,
     "preempt": _preempt,
 }

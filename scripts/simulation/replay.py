@@ -44,7 +44,8 @@ class Deployment:
     supports_hydragen: bool = True
 
 
-EngineFactory = Callable[[ManagerSettings, WorkerReady], Engine]
+Clock = Callable[[], float]
+EngineFactory = Callable[[ManagerSettings, WorkerReady, Clock], Engine]
 
 
 class Replica:
@@ -57,6 +58,7 @@ class Replica:
         make_engine: EngineFactory,
         outputs: Outputs,
         log: ReplicaLog,
+        clock: Clock,
     ) -> None:
         self.rank = rank
         self.log = log
@@ -71,7 +73,7 @@ class Replica:
             description="simulated",
         )
         settings = deployment.settings
-        self.engine = make_engine(settings, worker)
+        self.engine = make_engine(settings, worker, clock)
         self._device = SimulatedDevice(
             deployment.hardware, deployment.model, outputs, settings.num_slots, settings.page_size
         )
@@ -107,7 +109,7 @@ class Replay:
         deployment: Deployment,
         make_engine: EngineFactory,
         predict: Predictor | None = None,
-        prediction_steps: int = 500,
+        prediction_steps: int = 100,
     ) -> None:
         self.deployment = deployment
         self.requests = RequestLog()
@@ -117,7 +119,12 @@ class Replay:
         self._outputs = Outputs()
         self.replicas = [
             Replica(
-                rank, deployment, make_engine, self._outputs, ReplicaLog(predict, prediction_steps)
+                rank,
+                deployment,
+                make_engine,
+                self._outputs,
+                ReplicaLog(predict, prediction_steps),
+                lambda: self.seconds,
             )
             for rank in range(deployment.num_replicas)
         ]
@@ -140,6 +147,7 @@ class Replay:
             if self._step_ends and (arrival is None or self._step_ends[0][0] < arrival):
                 self._end_step()
             elif arrival is not None:
+                self.seconds = arrival
                 touched = set()
                 while self._next_arrival(upcoming) == arrival:
                     if upcoming is not None and upcoming.arrival_seconds == arrival:
@@ -147,7 +155,6 @@ class Replay:
                     else:
                         prompt = heapq.heappop(self._follow_ups)[2]
                     touched.add(self._submit(prompt))
-                self.seconds = arrival
                 for rank in sorted(touched):
                     self._advance(self.replicas[rank])
             else:

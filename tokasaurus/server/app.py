@@ -14,6 +14,7 @@ from tokasaurus.server.routes import (
     metrics,
     models,
     responses,
+    score,
     tokenize,
 )
 from tokasaurus.server.schemas.chat_completions import ChatCompletion, ChatCompletionRequest
@@ -26,6 +27,7 @@ from tokasaurus.server.schemas.messages import (
 )
 from tokasaurus.server.schemas.models import Model, ModelList
 from tokasaurus.server.schemas.responses import DeletedResponse, ModelResponse, ResponsesRequest
+from tokasaurus.server.schemas.score import ScoreList, ScoreRequest
 from tokasaurus.server.schemas.tokenize import (
     Detokenized,
     DetokenizeRequest,
@@ -45,6 +47,7 @@ def create_app(state: ServerState) -> FastAPI:
         chat_completions,
         responses,
         messages,
+        score,
         tokenize,
         models,
         health,
@@ -61,6 +64,7 @@ def create_app(state: ServerState) -> FastAPI:
             ResponsesRequest,
             MessagesRequest,
             CountTokensRequest,
+            ScoreRequest,
             TokenizeRequest,
             DetokenizeRequest,
         ],
@@ -71,6 +75,7 @@ def create_app(state: ServerState) -> FastAPI:
             DeletedResponse,
             Message,
             TokenCount,
+            ScoreList,
             Tokenized,
             Detokenized,
             Model,

@@ -7,7 +7,7 @@ import msgspec
 
 from tokasaurus.errors import InvalidRequestError
 
-MAX_N = 128
+MAX_N = 4096
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 64
 MAX_STOP_CHARACTERS = 65_536
@@ -27,7 +27,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """Raises InvalidRequestError, which names the parameter, for values that can't be honoured."""
 
     n: int = 1
-    """Samples per prompt, 1 to 128."""
+    """Samples per prompt, 1 to 4096."""
     temperature: float = 1.0
     """0 to 2; 0 always takes the most likely token."""
     top_p: float = 1.0

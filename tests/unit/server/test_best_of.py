@@ -47,7 +47,7 @@ def test_with_logprobs_and_echo() -> None:
     "body",
     [
         {"best_of": 0},
-        {"best_of": 129},
+        {"best_of": 4097},
         {"best_of": 2, "n": 3},
         {"best_of": 2, "stream": True},
         {"best_of": "2"},

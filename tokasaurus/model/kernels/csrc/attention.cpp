@@ -4,7 +4,6 @@
 #include <algorithm>
 
 #include "attention_cache.h"
-#include "rotary.h"
 #include "parallel.h"
 
 namespace toka {
@@ -349,27 +348,6 @@ class Worker {
 
 template <class T>
 thread_local Scratch Worker<T>::scratch_;
-
-// Rotates one token's q and k if asked, and writes its k and v to their slot.
-template <class T>
-void append(const AttentionCall& call, int64_t token, T* rotated) {
-  const CacheShape& shape = call.cache;
-  const bool rotates = call.rotary.table != nullptr;
-  if (rotates) {
-    T* q = static_cast<T*>(call.q) + token * call.q_stride;
-    for (int64_t head = 0; head < call.num_heads; head++, q += shape.head_dim)
-      rotate_head(call.rotary, call.rotary.q_norm, token, shape.head_dim, q, q);
-  }
-  const T* k = static_cast<const T*>(call.k) + token * call.k_stride;
-  const T* v = static_cast<const T*>(call.v) + token * call.v_stride;
-  for (int64_t head = 0; head < shape.num_kv_heads; head++) {
-    if (rotates) rotate_head(call.rotary, call.rotary.k_norm, token, shape.head_dim, k, rotated);
-    append_token(shape, rotates ? rotated : k, v, static_cast<T*>(call.k_cache),
-                 static_cast<T*>(call.v_cache), call.slot_mapping[token], head);
-    k += shape.head_dim;
-    v += shape.head_dim;
-  }
-}
 
 template <class T>
 void run(const AttentionCall& call) {

@@ -1,7 +1,10 @@
 // Writing keys and values into the paged cache, and reading tiles of it back as floats.
 #pragma once
 
+#include <algorithm>
+
 #include "attention.h"
+#include "rotary.h"
 
 namespace toka {
 
@@ -21,6 +24,27 @@ TOKA_INLINE void append_token(const CacheShape& shape, const T* k, const T* v, T
   }
   if (h < shape.head_dim) kp[h / PACK * step] = k[h];
   for (h = 0; h < shape.head_dim; h++) vp[h * PACK] = v[h];
+}
+
+// Rotates one token's q and k if asked, and writes its k and v to their slot.
+template <class T>
+void append(const AttentionCall& call, int64_t token, T* rotated) {
+  const CacheShape& shape = call.cache;
+  const bool rotates = call.rotary.table != nullptr;
+  if (rotates) {
+    T* q = static_cast<T*>(call.q) + token * call.q_stride;
+    for (int64_t head = 0; head < call.num_heads; head++, q += shape.head_dim)
+      rotate_head(call.rotary, call.rotary.q_norm, token, shape.head_dim, q, q);
+  }
+  const T* k = static_cast<const T*>(call.k) + token * call.k_stride;
+  const T* v = static_cast<const T*>(call.v) + token * call.v_stride;
+  for (int64_t head = 0; head < shape.num_kv_heads; head++) {
+    if (rotates) rotate_head(call.rotary, call.rotary.k_norm, token, shape.head_dim, k, rotated);
+    append_token(shape, rotates ? rotated : k, v, static_cast<T*>(call.k_cache),
+                 static_cast<T*>(call.v_cache), call.slot_mapping[token], head);
+    k += shape.head_dim;
+    v += shape.head_dim;
+  }
 }
 
 // Keys [begin, begin + count) of a row as floats: k_tile[h][stride], v_tile[token][padded H].

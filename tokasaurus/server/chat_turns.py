@@ -65,7 +65,7 @@ class RunningTurn:
 def render_turn(state: ServerState, turn: ChatTurn) -> str:
     """The prompt. Raises InvalidRequestError for what is no chat, or what the model can't do."""
     if turn.tools:
-        state.output_format.tool_parser_for(turn.tool_names)
+        state.output_format.check_tools()
     return render_chat(
         state,
         turn.messages,

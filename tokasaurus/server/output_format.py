@@ -44,7 +44,7 @@ class OutputFormat:
             reasoning=REASONING_FORMATS.get(reasoning_parser),
         )
 
-    def tool_parser_for(self, names: frozenset[str]) -> ToolParser:
+    def check_tools(self) -> type[ToolParser]:
         """Raises InvalidRequestError if the model can't be offered tools."""
         if self.tool_parser is None:
             raise InvalidRequestError(
@@ -54,7 +54,11 @@ class OutputFormat:
                 param="tools",
                 code="unsupported_parameter",
             )
-        return self.tool_parser(names)
+        return self.tool_parser
+
+    def tool_parser_for(self, names: frozenset[str]) -> ToolParser:
+        """Raises what `check_tools` raises."""
+        return self.check_tools()(names)
 
     def visible_tokens(self, *, with_tools: bool) -> tuple[str, ...]:
         """Special tokens that have to stay in the text, because they mean something."""

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from tests.unit.server.test_tools_route import QWEN, TOOL
 from tests.unit.server.tiny_server import ANSWER, TOKENIZER, TinyServer, run
 
 
@@ -75,6 +76,22 @@ def test_unknown_model(path: str, body: dict[str, Any]) -> None:
         assert (await server.error(path, body | {"model": "x"}, 404))["param"] == "model"
 
     run(check)
+
+
+def test_a_chat_with_tools() -> None:
+    async def check(server: TinyServer) -> None:
+        body = {"messages": [{"role": "user", "content": "Hi"}], "tools": [TOOL]}
+        counted = (await server.post("/tokenize", body)).json()
+        await server.post("/v1/chat/completions", body)
+        assert counted["tokens"] == server.manager.requests[0].prompt_ids.tolist()
+
+    run(check, template=QWEN, max_model_len=2048)
+    run(refuses_tools)
+
+
+async def refuses_tools(server: TinyServer) -> None:
+    body = {"messages": [{"role": "user", "content": "Hi"}], "tools": [TOOL]}
+    assert (await server.error("/tokenize", body))["param"] == "tools"
 
 
 def test_home_page() -> None:

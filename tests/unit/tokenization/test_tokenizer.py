@@ -44,6 +44,14 @@ def test_special_tokens_in_text_are_recognised_and_hidden(tmp_path: Path) -> Non
     assert tokenizer.decode(ids, skip_special_tokens=False) == "a<|im_end|>"
 
 
+def test_special_tokens_that_mean_something_stay_visible(tmp_path: Path) -> None:
+    tokenizer = save(tmp_path, {})
+    ids = tokenizer.encode("<s>a<|im_end|>b")
+    assert tokenizer.detokenizer().push(ids) == "ab"
+    shown = tokenizer.detokenizer(visible_tokens=("<|im_end|>", "<tool_call>"))
+    assert shown.push(ids) == "a<|im_end|>b"
+
+
 @pytest.mark.parametrize(
     ("settings", "template", "expected"),
     [

@@ -15,6 +15,7 @@ from tokasaurus.server.schemas.tokenize import (
     TokenizeRequest,
 )
 from tokasaurus.server.state import ServerState, state_of
+from tokasaurus.server.tools.definitions import checked_tools
 
 router = APIRouter(tags=["tokens"])
 
@@ -33,9 +34,13 @@ async def tokenize(request: Request) -> Response:
     body.check()
     text = body.prompt
     if text is None:
+        tools = checked_tools(body.tools)
+        if tools:
+            state.output_format.check_tools()
         text = render_chat(
             state,
             body.messages,
+            tools=tools or None,
             add_generation_prompt=body.add_generation_prompt is not False,
             variables=body.chat_template_kwargs,
         )

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from tokasaurus.errors import InvalidRequestError
 from tokasaurus.server.schemas.chat_completions import MESSAGES_SCHEMA
+from tokasaurus.server.tools.definitions import TOOLS_SCHEMA
 
 
 class TokenizeRequest(BaseModel):
@@ -23,6 +24,7 @@ class TokenizeRequest(BaseModel):
     )
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: Annotated[Any, WithJsonSchema({"anyOf": [TOOLS_SCHEMA, {"type": "null"}]})] = None
     return_token_strs: bool | None = None
 
     def check(self) -> None:
@@ -30,7 +32,7 @@ class TokenizeRequest(BaseModel):
         if (self.prompt is None) == (self.messages is None):
             raise InvalidRequestError("Give either 'prompt' or 'messages'.", param="prompt")
         if self.messages is None:
-            for name in ("add_generation_prompt", "chat_template_kwargs"):
+            for name in ("add_generation_prompt", "chat_template_kwargs", "tools"):
                 if getattr(self, name) is not None:
                     raise InvalidRequestError(
                         f"{name!r} may only be given together with 'messages'.", param=name

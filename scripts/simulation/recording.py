@@ -99,8 +99,8 @@ class RequestLog:
 
     def start(self, ids: Sequence[int], now: float) -> np.ndarray:
         """Those of `ids` that run for the first time."""
-        ids = np.array(ids, np.int64)
-        fresh = ids[np.isnan(self._times[1, ids])]
+        started = np.array(ids, np.int64)
+        fresh = started[np.isnan(self._times[1, started])]
         self._times[1, fresh] = now
         return fresh
 

@@ -14,6 +14,7 @@ _EXPORTS = {
     "client": "tokasaurus.api.openai_client",
     "serve": "tokasaurus.api.serving",
     "SamplingParams": "tokasaurus.server.sampling_params",
+    "StructuredOutput": "tokasaurus.server.structured_output",
     "EngineConfig": "tokasaurus.config.engine_config",
 }
 
@@ -22,6 +23,7 @@ __all__ = [
     "EngineConfig",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutput",
     "__version__",
     "client",
     "serve",

@@ -78,6 +78,14 @@ def build_requests(
     _check_ids("logit_bias", tuple(params.logit_bias), limits)
     eos_token_ids = () if params.ignore_eos else limits.eos_token_ids
     stop_token_ids = tuple(dict.fromkeys((*params.stop_token_ids, *eos_token_ids)))
+    structured = params.structured_output
+    if structured is not None and not stop_token_ids:
+        raise InvalidRequestError(
+            f"{structured.param!r} needs a token that ends the output; leave out 'ignore_eos' or "
+            "give 'stop_token_ids'.",
+            param=structured.param,
+        )
+    grammar = "" if structured is None else structured.compiled()
     early = stop_token_ids if params.min_tokens > 0 else ()
     _check_something_is_left(params, {*early, *(word[-1] for word in bad_words)})
     seed = random.getrandbits(63) if params.seed is None else params.seed
@@ -99,6 +107,8 @@ def build_requests(
             bias_values=tuple(params.logit_bias.values()),
             allowed_token_ids=tuple(params.allowed_token_ids),
             bad_words=bad_words,
+            grammar=grammar,
+            end_token_ids=stop_token_ids if grammar else (),
         )
         for sample in range(params.n)
     ]

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from tokasaurus.errors import InvalidRequestError
+from tokasaurus.server.structured_output import StructuredOutput
 
 MAX_N = 4096
 MAX_LOGPROBS = 20
@@ -49,6 +50,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """Texts that can't be drawn as the tokens they encode to, with or without a leading space."""
     allowed_token_ids: Sequence[int] = ()
     """Only these can be drawn, the end of the text included only if it is among them; (): all."""
+    structured_output: StructuredOutput | None = None
+    """What the text has to match. It is valid unless `max_tokens` or `stop` cut it."""
     seed: int | None = None
     """The same seed gives the same tokens; sample i uses seed + i. None: drawn at random."""
     max_tokens: int | None = None
@@ -102,6 +105,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
         for name in ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output"):
             if not isinstance(value := getattr(self, name), bool):
                 raise _invalid(name, "true or false", value)
+        output = self.structured_output
+        if output is not None and not isinstance(output, StructuredOutput):
+            raise _invalid("structured_output", "a StructuredOutput", output)
         _check_integer("priority", self.priority, -_MAX_PRIORITY, _MAX_PRIORITY)
         if self.timeout is not None:
             _check_number("timeout", self.timeout, _MIN_TIMEOUT, _MAX_TIMEOUT)

@@ -103,7 +103,7 @@ PATH = "/v1/completions"
         ({"allowed_token_ids": [89], "bad_words": ["x"]}, "allowed_token_ids"),
         ({"allowed_token_ids": [1], "min_tokens": 2}, "allowed_token_ids"),
         ({"suffix": "x"}, "suffix"),
-        ({"guided_json": {}}, "guided_json"),
+        ({"guided_json": {"not": {}}}, "guided_json"),
         ({"temprature": 1}, "temprature"),
         ({"x" * 500: 1}, "x" * 64),
     ],

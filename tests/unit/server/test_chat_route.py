@@ -204,7 +204,7 @@ def test_tool_calls_of_earlier_turns_reach_the_template_as_objects() -> None:
         ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
         ({"chat_template_kwargs": []}, "chat_template_kwargs"),
         ({"echo": True}, "echo"),

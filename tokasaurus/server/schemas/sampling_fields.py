@@ -6,6 +6,13 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from tokasaurus.errors import InvalidRequestError
 from tokasaurus.server.sampling_params import SamplingParams
+from tokasaurus.server.schemas.structured_fields import (
+    GUIDED_FIELDS,
+    RESPONSE_FORMAT_SCHEMA,
+    SCHEMA_FIELD_SCHEMA,
+    STRUCTURED_OUTPUTS_SCHEMA,
+    structured_output,
+)
 from tokasaurus.server.schemas.unsupported_fields import refuse_unsupported
 
 _STOP_SCHEMA = {
@@ -44,6 +51,12 @@ class SamplingFields(BaseModel):
     logit_bias: dict[str, float] | None = Field(None, description="Token id: bias.")
     bad_words: list[str] | None = None
     allowed_token_ids: list[int] | None = Field(None, description="Empty: all tokens.")
+    response_format: Annotated[Any, WithJsonSchema(RESPONSE_FORMAT_SCHEMA)] = None
+    structured_outputs: Annotated[Any, WithJsonSchema(STRUCTURED_OUTPUTS_SCHEMA)] = None
+    guided_json: Annotated[Any, WithJsonSchema(SCHEMA_FIELD_SCHEMA)] = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
     seed: int | None = None
     max_tokens: int | None = None
     min_tokens: int | None = None
@@ -81,11 +94,14 @@ class SamplingFields(BaseModel):
 
     def sampling_values(self) -> dict[str, Any]:
         """The arguments for SamplingParams that the client gave and that need no translation."""
-        return {
+        values = {
             name: value for name in _SAMPLING_NAMES if (value := getattr(self, name)) is not None
         }
+        output = structured_output({name: getattr(self, name) for name in _STRUCTURED_NAMES})
+        return values if output is None else values | {"structured_output": output}
 
 
+_STRUCTURED_NAMES = ("response_format", "structured_outputs", *GUIDED_FIELDS)
 _SAMPLING_NAMES = tuple(
     name for name in SamplingParams.__struct_fields__ if name in SamplingFields.model_fields
 )

@@ -1,0 +1,127 @@
+"""The HTTP fields that ask for structured output, in OpenAI's and in other engines' spelling."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tokasaurus.errors import InvalidRequestError
+from tokasaurus.server.sampling_params import shown
+from tokasaurus.server.structured_output import StructuredOutput
+
+RESPONSE_FORMAT_SCHEMA = {
+    "anyOf": [
+        {
+            "type": "object",
+            "properties": {"type": {"enum": ["text", "json_object"]}},
+            "required": ["type"],
+        },
+        {
+            "type": "object",
+            "properties": {
+                "type": {"const": "json_schema"},
+                "json_schema": {
+                    "type": "object",
+                    "properties": {
+                        "name": {"type": "string"},
+                        "description": {"type": "string"},
+                        "schema": {"type": "object"},
+                        "strict": {"type": ["boolean", "null"]},
+                    },
+                    "required": ["schema"],
+                },
+            },
+            "required": ["type", "json_schema"],
+        },
+        {"type": "null"},
+    ]
+}
+STRUCTURED_OUTPUTS_SCHEMA = {
+    "anyOf": [
+        {
+            "type": "object",
+            "properties": {
+                "json": {"anyOf": [{"type": "object"}, {"type": "string"}]},
+                "json_object": {"const": True},
+                "regex": {"type": "string", "minLength": 1},
+                "choice": {"type": "array", "items": {"type": "string", "minLength": 1}},
+                "grammar": {"type": "string", "minLength": 1},
+            },
+            "minProperties": 1,
+            "maxProperties": 1,
+            "additionalProperties": False,
+        },
+        {"type": "null"},
+    ]
+}
+SCHEMA_FIELD_SCHEMA = {"anyOf": [{"type": "object"}, {"type": "string"}, {"type": "null"}]}
+
+_KIND_OF = {
+    "json": "json_schema",
+    "json_object": "json_object",
+    "regex": "regex",
+    "choice": "choice",
+    "grammar": "grammar",
+}
+GUIDED_FIELDS = {
+    "guided_json": "json_schema",
+    "guided_regex": "regex",
+    "guided_choice": "choice",
+    "guided_grammar": "grammar",
+}
+
+
+def structured_output(fields: Mapping[str, Any]) -> StructuredOutput | None:
+    """What the fields that are not null ask for; None if any text will do.
+
+    Raises InvalidRequestError if they contradict each other or can't be enforced.
+    """
+    asked = {name: value for name, value in fields.items() if value is not None}
+    if asked.get("response_format") == {"type": "text"}:
+        del asked["response_format"]
+    if len(asked) > 1:
+        raise InvalidRequestError(
+            f"{' and '.join(map(repr, sorted(asked)))} can't be given together.",
+            param=next(iter(asked)),
+        )
+    for name, value in asked.items():
+        if name == "response_format":
+            return _of_response_format(value)
+        if name == "structured_outputs":
+            return _of_structured_outputs(value)
+        return StructuredOutput(**{GUIDED_FIELDS[name]: value}, param=name)
+    return None
+
+
+def _of_response_format(value: Any) -> StructuredOutput:
+    param = "response_format"
+    kind = value.get("type") if isinstance(value, dict) else None
+    if kind == "json_object":
+        return StructuredOutput(json_object=True, param=param)
+    if kind != "json_schema":
+        raise InvalidRequestError(
+            f"'response_format' must have a type of 'text', 'json_object' or 'json_schema', not "
+            f"{shown(kind)}.",
+            param=param,
+        )
+    wrapper = value.get("json_schema")
+    schema = wrapper.get("schema") if isinstance(wrapper, dict) else None
+    if not isinstance(schema, dict):
+        raise InvalidRequestError(
+            "'response_format' of type 'json_schema' must hold the schema, an object, in "
+            "'json_schema.schema'.",
+            param=param,
+        )
+    return StructuredOutput(json_schema=schema, param=param)
+
+
+def _of_structured_outputs(value: Any) -> StructuredOutput:
+    param = "structured_outputs"
+    asked = value if isinstance(value, dict) else {}
+    asked = {name: item for name, item in asked.items() if item not in (None, False)}
+    unknown = next((name for name in asked if name not in _KIND_OF), None)
+    if unknown is not None or len(asked) != 1:
+        found = f", not {shown(unknown)}" if unknown is not None else ""
+        raise InvalidRequestError(
+            f"{param!r} must hold exactly one of {', '.join(_KIND_OF)}{found}.", param=param
+        )
+    [(name, item)] = asked.items()
+    return StructuredOutput(**{_KIND_OF[name]: item}, param=param)

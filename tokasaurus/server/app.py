@@ -3,11 +3,15 @@
 from fastapi import FastAPI
 
 from tokasaurus import __version__
+from tokasaurus.server.batches.item_runner import ItemRunner
+from tokasaurus.server.batches.service import BatchService
 from tokasaurus.server.errors import install_error_handlers
 from tokasaurus.server.openapi import install_openapi
 from tokasaurus.server.routes import (
+    batches,
     chat_completions,
     completions,
+    files,
     health,
     home,
     messages,
@@ -15,10 +19,14 @@ from tokasaurus.server.routes import (
     models,
     responses,
     score,
+    synchronous_batches,
     tokenize,
 )
+from tokasaurus.server.routes.synchronous_batches import SynchronousBatch
+from tokasaurus.server.schemas.batches import Batch, BatchList, BatchRequest
 from tokasaurus.server.schemas.chat_completions import ChatCompletion, ChatCompletionRequest
 from tokasaurus.server.schemas.completions import Completion, CompletionRequest
+from tokasaurus.server.schemas.files import DeletedFile, FileList, FileObject
 from tokasaurus.server.schemas.messages import (
     CountTokensRequest,
     Message,
@@ -42,6 +50,7 @@ def create_app(state: ServerState) -> FastAPI:
     app = FastAPI(title="Tokasaurus", version=__version__, redoc_url=None)
     app.state.server = state
     install_error_handlers(app)
+    paths: list[str] = []
     for module in (
         completions,
         chat_completions,
@@ -53,8 +62,15 @@ def create_app(state: ServerState) -> FastAPI:
         health,
         home,
         metrics,
+        files,
+        batches,
+        synchronous_batches,
     ):
         app.include_router(module.router)
+        paths += (getattr(route, "path", "") for route in module.router.routes)
+    settings = state.batch_settings
+    state.item_runner = ItemRunner(app, paths, state.engine, settings.max_in_flight)
+    state.batch_service = BatchService(settings, state.item_runner, state.max_body_bytes)
     state.access.install(app, state.engine.metrics.measurements)
     install_openapi(
         app,
@@ -67,6 +83,8 @@ def create_app(state: ServerState) -> FastAPI:
             ScoreRequest,
             TokenizeRequest,
             DetokenizeRequest,
+            BatchRequest,
+            SynchronousBatch,
         ],
         responses=[
             Completion,
@@ -80,6 +98,11 @@ def create_app(state: ServerState) -> FastAPI:
             Detokenized,
             Model,
             ModelList,
+            FileObject,
+            FileList,
+            DeletedFile,
+            Batch,
+            BatchList,
         ],
     )
     return app

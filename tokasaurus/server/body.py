@@ -19,12 +19,13 @@ M = TypeVar("M", bound=BaseModel)
 async def parse_body(request: Request, schema: type[M], max_bytes: int) -> M:
     """Raises InvalidRequestError, which names the parameter, for what is not of the schema."""
     try:
-        return schema.model_validate_json(await _read(request, max_bytes))
+        return schema.model_validate_json(await read_body(request, max_bytes))
     except ValidationError as error:
         raise _as_invalid_request(error) from error
 
 
-async def _read(request: Request, max_bytes: int) -> bytes:
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """Raises InvalidRequestError if it is too large or does not come to its end."""
     chunks: list[bytes] = []
     size = 0
     try:

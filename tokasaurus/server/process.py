@@ -20,6 +20,7 @@ from tokasaurus.ipc.messages.to_supervisor import Progress, Ready
 from tokasaurus.observability.statsd import StatsdSender
 from tokasaurus.server.access.policy import AccessPolicy, TlsFiles
 from tokasaurus.server.app import create_app
+from tokasaurus.server.batches.settings import BatchSettings
 from tokasaurus.server.engine_client import EngineClient
 from tokasaurus.server.listening import bind_socket, cannot_listen, url_of
 from tokasaurus.server.output_format import OutputFormat
@@ -102,6 +103,7 @@ def _load(
         access=AccessPolicy.of(config),
         max_body_bytes=config.max_body_bytes,
         stream_stall_seconds=config.stream_stall_seconds,
+        batch_settings=BatchSettings.of(config),
     )
 
 
@@ -120,8 +122,8 @@ async def _serve(
             lifespan="off",
             ws="none",
             server_header=False,
-            ssl_certfile=tls and tls.certfile,
-            ssl_keyfile=tls and tls.keyfile,
+            ssl_certfile=None if tls is None else tls.certfile,
+            ssl_keyfile=None if tls is None else tls.keyfile,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=max(1, int(config.shutdown_timeout_seconds / 2)),
         ),
@@ -135,10 +137,11 @@ async def _serve(
     stopper = asyncio.create_task(_stop_when_asked(server, stop, engine))
     reporter = asyncio.create_task(_reporter(config, engine).run())
     try:
-        await _run_until_done(config, engine, server, bound, stop)
+        await _run_until_done(config, state, server, bound, stop)
     finally:
         stopper.cancel()
         reporter.cancel()
+        await state.batch_service.close()
         await engine.close()
         state.encoding_pool.close()
     if not stop.is_set() and not engine.was_told_to_stop:
@@ -154,11 +157,12 @@ def _reporter(config: EngineConfig, engine: EngineClient) -> StatsReporter:
 
 async def _run_until_done(
     config: EngineConfig,
-    engine: EngineClient,
+    state: ServerState,
     server: "_Server",
     bound: socket.socket,
     stop: asyncio.Event,
 ) -> None:
+    engine = state.engine
     starting = asyncio.create_task(engine.start(config.ready_timeout_seconds))
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -172,6 +176,7 @@ async def _run_until_done(
         if engine.was_told_to_stop:
             return
         raise
+    await state.batch_service.resume()
     gc.collect()
     gc.freeze()  # what is there now stays; later collections need not look at it
     try:

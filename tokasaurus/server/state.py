@@ -7,6 +7,9 @@ from fastapi import Request
 
 from tokasaurus.errors import ModelNotFoundError
 from tokasaurus.server.access.policy import AccessPolicy
+from tokasaurus.server.batches.item_runner import ItemRunner
+from tokasaurus.server.batches.service import BatchService
+from tokasaurus.server.batches.settings import BatchSettings
 from tokasaurus.server.engine_client import EngineClient
 from tokasaurus.server.errors import ServerNotReadyError
 from tokasaurus.server.output_format import OutputFormat
@@ -31,6 +34,10 @@ class ServerState:
     responses: ResponseStore = field(default_factory=ResponseStore)
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
     stream_stall_seconds: float = 60.0
+    batch_settings: BatchSettings = field(default_factory=BatchSettings)
+    item_runner: ItemRunner = field(init=False)
+    """Of the app that serves this state, as is `batch_service`."""
+    batch_service: BatchService = field(init=False)
     started_at: int = field(default_factory=lambda: int(time.time()))
 
     def check_model(self, name: str | None) -> None:

@@ -5,6 +5,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,6 +15,7 @@ from tokenizers import Tokenizer as Backend
 from tests.unit.server.manager_double import ManagerDouble, connected
 from tokasaurus.server.access.policy import AccessPolicy
 from tokasaurus.server.app import create_app
+from tokasaurus.server.batches.settings import BatchSettings
 from tokasaurus.server.output_format import OutputFormat
 from tokasaurus.server.state import ServerState
 from tokasaurus.tokenization.chat_template import ChatTemplate
@@ -96,6 +98,7 @@ async def serving(**options: Any) -> AsyncIterator[TinyServer]:
     """A server that answers everything with ANSWER, one token per message."""
     max_body_bytes = options.pop("max_body_bytes", 2**20)
     access = options.pop("access", AccessPolicy())
+    batch_settings = options.pop("batch_settings", BatchSettings(state_dir=Path("/nonexistent")))
     stall_seconds = options.pop("stream_stall_seconds", 60.0)
     template = options.pop("template", CHATML)
     chat_template = template and ChatTemplate(template, {}, origin="a test")
@@ -110,6 +113,7 @@ async def serving(**options: Any) -> AsyncIterator[TinyServer]:
         output_format=OutputFormat.choose(chat_template, **parsers),
         model_name="tiny",
         access=access,
+        batch_settings=batch_settings,
         stream_stall_seconds=stall_seconds,
         max_body_bytes=max_body_bytes,
     )
@@ -117,6 +121,7 @@ async def serving(**options: Any) -> AsyncIterator[TinyServer]:
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
         yield TinyServer(state, managers, http, app)
+    await state.batch_service.close()
     await client.close()
     state.encoding_pool.close()
 

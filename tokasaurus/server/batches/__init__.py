@@ -1,0 +1,1 @@
+"""Requests from files: checked, run beside interactive ones, answered into files."""

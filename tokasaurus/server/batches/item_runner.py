@@ -1,0 +1,83 @@
+"""Runs single requests of batches: bounded in number, patient when the engine has no room."""
+
+import asyncio
+from collections.abc import Iterable
+from http import HTTPStatus
+
+import msgspec
+from starlette.types import ASGIApp
+
+from tokasaurus.errors import InvalidRequestError
+from tokasaurus.server.batches.capacity import Capacity
+from tokasaurus.server.batches.internal_call import Answer, call
+from tokasaurus.server.engine_client import EngineClient
+from tokasaurus.server.errors import describe
+
+BATCH_PRIORITY = 100
+"""Of items that give none; interactive requests have 0, and lower runs earlier."""
+ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
+"""What batches may ask for, where the server has it."""
+_GENERATING = frozenset(ENDPOINTS[:3])
+
+_FIRST_RETRY_SECONDS = 0.05
+_LAST_RETRY_SECONDS = 2.0
+_RETRIED = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
+
+
+class ItemRunner:
+    """Shared by everything that asks in bulk."""
+
+    def __init__(
+        self, app: ASGIApp, paths: Iterable[str], engine: EngineClient, max_in_flight: int
+    ) -> None:
+        """`paths`: what the app serves. `max_in_flight` counts samples."""
+        known = set(paths)
+        self.endpoints = tuple(path for path in ENDPOINTS if path in known)
+        self.capacity = Capacity(max_in_flight)
+        self._app = app
+        self._engine = engine
+
+    async def run(
+        self, endpoint: str, body: dict[str, msgspec.Raw], *, priority: int | None = None
+    ) -> Answer:
+        """The caller has acquired `num_samples(body)` places of the capacity.
+
+        Raises EngineFailedError if the engine is gone: the item was not answered.
+        """
+        if _decoded(body, "stream") is True:
+            error = InvalidRequestError(
+                "'stream' must not be true here: answers come as a whole.", param="stream"
+            )
+            return Answer(400, "", msgspec.json.encode(describe(error)))
+        if priority is not None and endpoint in _GENERATING:
+            body = {"priority": msgspec.Raw(str(priority).encode()), **body}
+        encoded = msgspec.json.encode(body)
+        seconds = _FIRST_RETRY_SECONDS
+        while True:
+            answer = await call(self._app, endpoint, encoded)
+            if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR and self._engine.failure:
+                raise self._engine.failure
+            if answer.status not in _RETRIED:
+                return answer
+            await asyncio.sleep(seconds)
+            seconds = min(2 * seconds, _LAST_RETRY_SECONDS)
+
+
+def num_samples(body: dict[str, msgspec.Raw]) -> int:
+    """Prompts times n, as far as a glance shows; what is wrong with them comes out later."""
+    n = _decoded(body, "n")
+    prompts = _decoded(body, "prompt")
+    per_prompt = n if isinstance(n, int) and n > 0 else 1
+    is_many = isinstance(prompts, list) and prompts and not isinstance(prompts[0], int)
+    return per_prompt * (len(prompts) if isinstance(prompts, list) and is_many else 1)
+
+
+def _decoded(body: dict[str, msgspec.Raw], name: str) -> object:
+    """None for what is missing, no JSON, or a text."""
+    raw = bytes(body.get(name, b""))
+    if raw.startswith(b'"'):
+        return None
+    try:
+        return msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None

@@ -1,0 +1,1 @@
+"""What outlives the server: uploaded files and batches, in the state directory."""

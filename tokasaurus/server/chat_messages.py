@@ -1,7 +1,8 @@
 """The `messages` of a chat request, in the form that chat templates expect."""
 
-import json
 from typing import Any
+
+import msgspec
 
 from tokasaurus.errors import InvalidRequestError
 
@@ -89,7 +90,7 @@ def _tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:
         arguments = function.get("arguments", {})
         if isinstance(arguments, str):
             try:
-                arguments = json.loads(arguments or "{}")
+                arguments = msgspec.json.decode(arguments or "{}")
             except (ValueError, RecursionError) as error:
                 raise InvalidRequestError(
                     f"'{where}[{index}].function.arguments' is not JSON.",

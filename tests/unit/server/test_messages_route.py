@@ -198,6 +198,16 @@ def test_serial_calls_and_no_calls() -> None:
     roomy(check)
 
 
+def test_arguments_that_json_can_not_say() -> None:
+    async def check(server: TinyServer) -> None:
+        says(server, CALL.replace("1}", r'"\ud800"}'))
+        assert (await create(server, tools=[TOOL]))["content"] == []
+        events = await stream(server, tools=[TOOL])
+        assert events[-1]["type"] == "message_stop"
+
+    roomy(check)
+
+
 def test_thinking() -> None:
     async def check(server: TinyServer) -> None:
         await create(server, thinking={"type": "disabled"})

@@ -1,6 +1,5 @@
 """What /v1/messages answers: one message of content blocks, whole or as a stream of events."""
 
-import json
 import uuid
 
 import msgspec
@@ -200,7 +199,7 @@ def _usage(generation: Generation) -> MessageUsage:
 
 def _object(text: str) -> dict[str, object] | None:
     try:
-        value = json.loads(text)
+        value = msgspec.json.decode(text)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

@@ -3,10 +3,11 @@
 Arguments are passed on as they arrive if the name comes before them, which is how models write.
 """
 
-import json
 import re
 from collections.abc import Callable
 from typing import Any
+
+import msgspec
 
 from tokasaurus.server.output_events import ArgumentsPiece, CallStart, OutputEvent
 
@@ -120,7 +121,7 @@ class CallReader:
         if not isinstance(arguments, dict | None):
             return False
         self._emit(CallStart(name))
-        self._emit(ArgumentsPiece(json.dumps(arguments or {}, ensure_ascii=False)))
+        self._emit(ArgumentsPiece(msgspec.json.encode(arguments or {}).decode()))
         return True
 
 
@@ -130,8 +131,8 @@ def _string(body: str) -> str | None:
 
 
 def _parsed(text: str) -> Any:
-    """None for what is not JSON."""
+    """None for what is not JSON, which has neither NaN nor halves of surrogate pairs."""
     try:
-        return json.loads(text)
+        return msgspec.json.decode(text)
     except (ValueError, RecursionError):
         return None

@@ -50,6 +50,8 @@ def shown(events: list[OutputEvent]) -> list[Any]:
 
 
 F = ("f", '{"x": 1}')
+COMPACT = ("f", '{"x":1}')
+"""Of calls that are written in another order, and can't be passed on as they are."""
 
 
 @pytest.mark.parametrize(
@@ -64,9 +66,23 @@ F = ("f", '{"x": 1}')
             '<tool_call>\n{"name": "get_weather", "arguments": ' + WEATHER + "}\n</tool_call>\n",
             ["Sure.", F, ("get_weather", WEATHER)],
         ),
-        (HermesParser, '<tool_call>{"arguments": {"x": 1}, "name": "f"}</tool_call>', [F]),
-        (HermesParser, '<tool_call>{"name": "f", "arguments": "{\\"x\\": 1}"}</tool_call>', [F]),
+        (HermesParser, '<tool_call>{"arguments": {"x":1}, "name": "f"}</tool_call>', [COMPACT]),
+        (
+            HermesParser,
+            '<tool_call>{"name": "f", "arguments": "{\\"x\\": 1}"}</tool_call>',
+            [COMPACT],
+        ),
         (HermesParser, '<tool_call>{"name": "f"}</tool_call>', [("f", "{}")]),
+        (
+            HermesParser,
+            r'<tool_call>{"arguments": {"x": "\ud800"}, "name": "f"}',
+            [r'<tool_call>{"arguments": {"x": "\ud800"}, "name": "f"}'],
+        ),
+        (
+            HermesParser,
+            r'<tool_call>{"name": "\ud800", "arguments": {}}',
+            [r'<tool_call>{"name": "\ud800", "arguments": {}}'],
+        ),
         (HermesParser, '<tool_call>{"name": "f", "arguments": null}', [("f", "{}")]),
         (HermesParser, '<tool_call>{"name": "new", "arguments": {}}', [("new", "{}")]),
         (

@@ -1,6 +1,8 @@
-"""Penalties, biases and bans change what the demo model says, over HTTP, in both endpoints."""
+"""Penalties, biases, bans and grammars change what the demo model says, over HTTP."""
 
 import asyncio
+import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -125,3 +127,120 @@ def test_one_batch_with_requests_that_use_none(engine: Engine) -> None:
         assert alone == together[:8]
 
     asyncio.run(main())
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 8},
+        "sizes": {"type": "array", "items": {"type": "integer"}, "maxItems": 3},
+        "kind": {"enum": ["cat", "dog"]},
+        "owner": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/Person"}]},
+    },
+    "required": ["name", "sizes", "kind", "owner"],
+    "additionalProperties": False,
+    "$defs": {
+        "Person": {
+            "type": "object",
+            "properties": {"age": {"type": "integer", "minimum": 1, "maximum": 120}},
+            "required": ["age"],
+            "additionalProperties": False,
+        }
+    },
+}
+
+
+def check_schema(value: dict[str, Any]) -> None:
+    assert set(value) == {"name", "sizes", "kind", "owner"}
+    assert isinstance(value["name"], str)
+    assert len(value["name"]) <= 8
+    assert len(value["sizes"]) <= 3
+    assert all(type(size) is int for size in value["sizes"])
+    assert value["kind"] in ("cat", "dog")
+    assert value["owner"] is None or 1 <= value["owner"].pop("age") <= 120
+
+
+def chat(http: httpx.Client, **options: Any) -> list[dict[str, Any]]:
+    body = {"messages": [{"role": "user", "content": "Describe a pet."}], "max_tokens": 400}
+    response = http.post("/v1/chat/completions", json=body | options)
+    assert response.status_code == 200, response.text
+    return response.json()["choices"]
+
+
+def test_json_schema_holds_for_every_sample(http: httpx.Client) -> None:
+    options = {
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "pet", "schema": SCHEMA, "strict": True},
+        },
+        "n": 6,
+        "seed": 5,
+        "temperature": 1.2,
+    }
+    choices = chat(http, **options)
+    num_complete = 0
+    for choice in choices:
+        if choice["finish_reason"] == "stop":
+            check_schema(json.loads(choice["message"]["content"]))
+            num_complete += 1
+    assert num_complete > 2
+    assert len({choice["message"]["content"] for choice in choices}) > 1
+    assert chat(http, **options) == choices
+
+
+def test_json_object(http: httpx.Client) -> None:
+    [choice] = chat(
+        http, response_format={"type": "json_object"}, seed=1, logit_bias={"95": 6}, min_tokens=2
+    )
+    text = choice["message"]["content"]
+    assert text.startswith("{")
+    if choice["finish_reason"] == "stop":
+        assert isinstance(json.loads(text), dict)
+
+
+@pytest.mark.parametrize(
+    ("fields", "pattern"),
+    [
+        ({"guided_regex": r"[0-9]{3}-[0-9]{4}"}, r"[0-9]{3}-[0-9]{4}"),
+        ({"guided_choice": ["red", "green 🙂", 'a "b"']}, 'red|green 🙂|a "b"'),
+        ({"guided_grammar": 'root ::= "x" digit+\ndigit ::= [0-4]'}, "x[0-4]+"),
+        ({"structured_outputs": {"grammar": 'start: "<" /[a-f]{4,8}/ ">"'}}, "<[a-f]{4,8}>"),
+        ({"structured_outputs": {"regex": "(ab){2,4}"}}, "(ab){2,4}"),
+    ],
+    ids=str,
+)
+def test_other_grammars(http: httpx.Client, fields: dict[str, Any], pattern: str) -> None:
+    for seed in range(4):
+        body = {"prompt": "def main():", "max_tokens": 60, "seed": seed, "temperature": 1.0}
+        response = http.post("/v1/completions", json=body | fields)
+        assert response.status_code == 200, response.text
+        choice = response.json()["choices"][0]
+        if choice["finish_reason"] == "stop":
+            assert re.fullmatch(pattern, choice["text"]), choice["text"]
+        else:
+            assert "+" in pattern, "only the endless one may be cut by length"
+
+
+def test_an_end_that_only_the_grammar_sets(http: httpx.Client) -> None:
+    """`min_tokens` can't go on after the grammar's end, and `stop` still cuts."""
+    fields = {"guided_regex": "abc", "prompt": "x", "max_tokens": 50}
+    whole = http.post("/v1/completions", json=fields | {"min_tokens": 40}).json()["choices"][0]
+    assert (whole["text"], whole["finish_reason"]) == ("abc", "stop")
+    cut = http.post("/v1/completions", json=fields | {"stop": ["c"]}).json()["choices"][0]
+    assert (cut["text"], cut["finish_reason"]) == ("ab", "stop")
+
+
+def test_streamed_grammar_equals_whole(http: httpx.Client) -> None:
+    body = {"prompt": "x", "guided_regex": "[a-f ]{20,30}", "seed": 3, "max_tokens": 60}
+    whole = http.post("/v1/completions", json=body).json()["choices"][0]["text"]
+    with http.stream("POST", "/v1/completions", json=body | {"stream": True}) as response:
+        events = [line[6:] for line in response.iter_lines() if line.startswith("data: {")]
+    assert "".join(json.loads(event)["choices"][0]["text"] for event in events) == whole
+
+
+def test_a_ban_that_leaves_nothing_fails_that_request_alone(http: httpx.Client) -> None:
+    body = {"prompt": "x", "guided_choice": ["a"], "bad_words": ["a"], "max_tokens": 5}
+    response = http.post("/v1/completions", json=body)
+    assert response.status_code == 500
+    assert "leave no token to draw" in response.json()["error"]["message"]
+    assert complete(http, max_tokens=2)["text"]

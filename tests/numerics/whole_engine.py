@@ -20,6 +20,7 @@ from tokasaurus.ipc.messages.to_worker import StepInput, ToWorker
 from tokasaurus.manager.loop import Manager
 from tokasaurus.manager.settings import ManagerSettings
 from tokasaurus.model.registry import ModelPath
+from tokasaurus.tokenization.tokenizer import Tokenizer
 from tokasaurus.worker.torch_runner import RunnerSettings, TorchRunner
 
 GREEDY = TokenSampling(temperature=0.0, num_top_logprobs=0)
@@ -47,6 +48,7 @@ class WholeEngine:
                 kv_cache_num_tokens=num_kv_tokens,
                 max_tokens_per_forward=100,
                 max_seqs_per_forward=64,
+                load_tokenizer=lambda: Tokenizer.load(folder),
             ),
             lambda progress: load(folder, model_path),
         )

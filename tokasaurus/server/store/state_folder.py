@@ -6,6 +6,8 @@ from pathlib import Path
 
 from tokasaurus.errors import ConfigError
 
+_PARTS = ("files", "uploads", "batches")
+
 
 def default_state_dir() -> Path:
     """As the XDG base directory specification has it."""
@@ -43,8 +45,9 @@ class StateFolder:
     def open(self) -> None:
         """Raises ConfigError if it can't be had: not writable, or in use by another server."""
         try:
-            for part in ("files", "uploads", "batches"):
-                (self.path / part).mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            for folder in (self.path, *(self.path / part for part in _PARTS)):
+                folder.mkdir(exist_ok=True, mode=0o700)
             lock = os.open(self.path / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise ConfigError(

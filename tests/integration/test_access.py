@@ -1,8 +1,11 @@
 """A real engine behind TLS and keys, from OpenAI's client; and slow readers of its streams."""
 
+import json
 import shutil
+import socket
 import ssl
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -100,3 +103,39 @@ def test_a_certificate_that_can_not_be_used(tmp_path: Path) -> None:
     with EngineProcess((*SMALL, f"ssl_certfile={tmp_path}/none.pem")) as process:
         assert process.wait(timeout_seconds=120) != 0
         assert "can't be used" in process.output
+
+
+def test_a_reader_that_takes_nothing_frees_the_engine() -> None:
+    body = json.dumps(
+        {
+            "prompt": "Once",
+            "n": 64,
+            "max_tokens": 900,
+            "ignore_eos": True,
+            "logprobs": 20,
+            "stream": True,
+        }
+    )
+    request = (
+        "POST /v1/completions HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n{body}"
+    )
+    with EngineProcess((*SMALL, "stream_stall_seconds=0.5")) as process:
+        process.wait_until_ready()
+        url = httpx.URL(process.url)
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect((url.host, url.port))
+            client.sendall(request.encode())
+            wait_for_metric(process, 'requests_finished_total{finish_reason="error"}', 64)
+            wait_for_metric(process, "requests_in_flight", 0)
+        body_of_other = {"prompt": "Once", "max_tokens": 2}
+        response = httpx.post(f"{process.url}/v1/completions", json=body_of_other, timeout=60)
+        assert response.status_code == 200
+
+
+def wait_for_metric(process: EngineProcess, series: str, value: float) -> None:
+    deadline = time.monotonic() + 120
+    while f"\ntokasaurus_{series} {value:.1f}\n" not in httpx.get(f"{process.url}/metrics").text:
+        assert time.monotonic() < deadline, series
+        time.sleep(0.2)

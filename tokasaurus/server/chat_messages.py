@@ -10,7 +10,7 @@ _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 
 def normalize_messages(messages: Any, *, developer_role: bool) -> list[dict[str, Any]]:
-    """Text parts joined by line breaks, arguments of tool calls as objects.
+    """Text parts joined by line breaks, arguments of tool calls as objects, results with a name.
 
     `developer_role`: the template knows it; otherwise such messages become the system's.
     Raises InvalidRequestError that names the message.
@@ -20,11 +20,24 @@ def normalize_messages(messages: Any, *, developer_role: bool) -> list[dict[str,
             "'messages' must be a list of at least one message.", param="messages"
         )
     normalized = [_normalize(m, f"messages[{i}]") for i, m in enumerate(messages)]
+    _name_tool_results(normalized)
     if not developer_role:
         for message in normalized:
             if message["role"] == "developer":
                 message["role"] = "system"
     return normalized
+
+
+def _name_tool_results(messages: list[dict[str, Any]]) -> None:
+    """Some templates want the tool's name, which clients give with the call only."""
+    names: dict[str, str] = {}
+    for message in messages:
+        for call in message.get("tool_calls", ()):
+            if isinstance(call.get("id"), str):
+                names[call["id"]] = call["function"]["name"]
+        call_id = message.get("tool_call_id")
+        if message["role"] == "tool" and isinstance(call_id, str) and call_id in names:
+            message.setdefault("name", names[call_id])
 
 
 def _normalize(message: Any, where: str) -> dict[str, Any]:
@@ -42,7 +55,7 @@ def _normalize(message: Any, where: str) -> dict[str, Any]:
         normalized["content"] = ""
     else:
         normalized["content"] = _text_of(content, f"{where}.content")
-    if tool_calls is None:
+    if tool_calls is None or tool_calls == []:
         normalized.pop("tool_calls", None)
     else:
         normalized["tool_calls"] = _tool_calls(tool_calls, f"{where}.tool_calls")

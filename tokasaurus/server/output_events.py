@@ -34,6 +34,9 @@ OutputEvent = ReasoningPiece | TextPiece | CallStart | ArgumentsPiece
 
 def merged(events: Iterable[OutputEvent]) -> list[OutputEvent]:
     """Neighbours of one kind as one piece; pieces without text left out."""
+    events = list(events)
+    if len(events) <= 1:
+        return [e for e in events if isinstance(e, CallStart) or e.text]
     result: list[OutputEvent] = []
     for event in events:
         last = result[-1] if result else None

@@ -158,6 +158,29 @@ def test_tool_calls_of_earlier_turns_reach_the_template_as_objects() -> None:
     run(check, template=template)
 
 
+def test_tool_results_get_the_name_of_their_call() -> None:
+    template = (
+        "{% for m in messages %}{{ m.role }}:{{ m.name }}:{{ 'tool_calls' in m }};{% endfor %}"
+    )
+
+    async def check(server: TinyServer) -> None:
+        call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+        messages = [
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "1", "content": "x"},
+            {"role": "tool", "tool_call_id": "1", "name": "g", "content": "x"},
+            {"role": "tool", "tool_call_id": "2", "content": "x"},
+            {"role": "assistant", "content": "x", "tool_calls": []},
+        ]
+        response = await server.post(PATH, {"messages": messages})
+        assert response.status_code == 200
+        assert prompt_of(server) == (
+            "assistant::True;tool:f:False;tool:g:False;tool::False;assistant::False;"
+        )
+
+    run(check, template=template, max_model_len=2048)
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [

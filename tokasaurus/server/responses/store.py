@@ -21,9 +21,16 @@ class ResponseNotFoundError(InvalidRequestError):
 class StoredResponse(msgspec.Struct, frozen=True, kw_only=True):
     response: bytes
     """The response object as JSON."""
-    messages: list[dict[str, Any]]
-    """The conversation up to and with this response, without instructions."""
-    num_bytes: int
+    encoded_messages: bytes
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The conversation up to and with this response, without instructions."""
+        return msgspec.json.decode(self.encoded_messages)
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.response) + len(self.encoded_messages)
 
 
 class ResponseStore:
@@ -37,10 +44,9 @@ class ResponseStore:
 
     def add(self, response_id: str, response: bytes, messages: list[dict[str, Any]]) -> None:
         """One that is larger than the whole store is not kept."""
-        num_bytes = len(response) + len(msgspec.json.encode(messages))
-        stored = StoredResponse(response=response, messages=messages, num_bytes=num_bytes)
+        stored = StoredResponse(response=response, encoded_messages=msgspec.json.encode(messages))
         self._stored[response_id] = stored
-        self._num_bytes += num_bytes
+        self._num_bytes += stored.num_bytes
         while len(self._stored) > self._max_responses or self._num_bytes > self._max_bytes:
             _, oldest = self._stored.popitem(last=False)
             self._num_bytes -= oldest.num_bytes

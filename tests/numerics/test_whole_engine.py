@@ -25,6 +25,9 @@ TRANSFORMERS = ["gpt2", "gpt_neox", "opt", "phi", "gemma2", "mixtral"]
         *((family, "native", "torch") for family in NATIVE),
         *((family, "native", "cpu") for family in NATIVE),
         *((family, "transformers", "torch") for family in TRANSFORMERS),
+        *((family, "transformers", "cpu") for family in TRANSFORMERS),
+        ("llama_tied", "transformers", "cpu"),
+        ("llama_gelu", "native", "cpu"),
     ],
 )
 def test_tokens_equal_generate(

@@ -113,9 +113,9 @@ class CpuBackend:
     ) -> torch.Tensor:
         k_cache, v_cache = self._caches[layer.index]
         return self.kernels.ops.attention(
-            q_TNH,
-            k_TKH,
-            v_TKH,
+            self._readable(q_TNH),
+            self._readable(k_TKH),
+            self._readable(v_TKH),
             self._slot_mapping,
             self._block_ids,
             k_cache,
@@ -126,7 +126,14 @@ class CpuBackend:
             layer.sliding_window or 0,
             self._sinks.get(layer.index),
             *self._plans[self._kinds[layer.index]],
-        )
+        ).to(q_TNH.dtype)
+
+    def _readable(self, x_TNH: torch.Tensor) -> torch.Tensor:
+        """As the kernel reads it: in the cache's type, a token's heads one after the other."""
+        x_TNH = x_TNH.to(self._dtype)
+        _, num_heads, head_dim = x_TNH.shape
+        is_dense = x_TNH.stride(2) == 1 and (num_heads == 1 or x_TNH.stride(1) == head_dim)
+        return x_TNH if is_dense else x_TNH.contiguous()
 
     def stack_arguments(self) -> StackArguments:
         """The planned step, for kernels that run all layers at once."""

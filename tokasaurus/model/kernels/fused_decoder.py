@@ -15,7 +15,6 @@ from tokasaurus.model.attention.cpu_backend import CpuBackend
 from tokasaurus.model.decoder import Attention, Decoder, DecoderLayer, GatedMLP
 from tokasaurus.model.kernels.linear import PackedLinear
 from tokasaurus.model.kernels.loader import Kernels
-from tokasaurus.model.layers.linear import Linear
 from tokasaurus.model.layers.norm import RMSNorm
 
 
@@ -130,7 +129,7 @@ def _floats(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().float().contiguous()
 
 
-def release(linear: Linear) -> None:
-    """Give the plain weight's memory back."""
+def release(linear: nn.Module) -> None:
+    """Give the memory of a packed layer's plain weight back."""
     assert isinstance(linear.weight, nn.Parameter)
     linear.weight.data = linear.weight.data.new_empty(0)

@@ -7,6 +7,7 @@ from tokasaurus.model.attention.cpu_backend import CpuBackend
 from tokasaurus.model.decoder import Decoder
 from tokasaurus.model.kernels.fused_decoder import FusedDecoder, can_fuse, release
 from tokasaurus.model.kernels.linear import PackedLinear
+from tokasaurus.model.kernels.loader import Kernels
 from tokasaurus.model.layers.linear import Linear
 from tokasaurus.model.transformers_path.model import TransformersModel
 
@@ -22,17 +23,32 @@ def with_cpu_kernels(model: CausalModel, backend: AttentionBackend) -> CausalMod
     if isinstance(model, Decoder) and can_fuse(model):
         return FusedDecoder(model, backend.kernels)
 
-    def pack(weight: torch.Tensor, bias: torch.Tensor | None) -> PackedLinear:
-        return PackedLinear(backend.kernels, weight, bias)
-
     if isinstance(model, Decoder):
-        model.pack_linears(pack)
-        for module in model.modules():
-            if isinstance(module, Linear) and not (module is model.head and model.head.is_tied):
-                release(module)
+        _pack_decoder(model, backend.kernels)
     elif isinstance(model, TransformersModel):
-        # Its weights stay, because its own code may read them anywhere; unread ones need no memory
-        # where they are mapped from the checkpoint.
-        for layer in model.linear_layers():
-            layer.forward = pack(layer.weight, layer.bias)  # type: ignore[method-assign, assignment]
+        _pack_transformers(model, backend.kernels)
     return model
+
+
+def _pack_decoder(model: Decoder, kernels: Kernels) -> None:
+    def pack(weight: torch.Tensor, bias: torch.Tensor | None) -> PackedLinear:
+        packed = PackedLinear(kernels, weight, bias)
+        if model.head.is_tied and weight is model.head.weight:
+            model.embedding.read_rows_with(packed.rows)
+        return packed
+
+    model.pack_linears(pack)
+    for module in model.modules():
+        if isinstance(module, Linear):
+            release(module)
+
+
+def _pack_transformers(model: TransformersModel, kernels: Kernels) -> None:
+    """A weight that a special module uses too, such as a scaled embedding, is held twice."""
+    for layer, others in model.linear_layers():
+        packed = PackedLinear(kernels, layer.weight, layer.bias)
+        layer.forward = packed  # type: ignore[method-assign, assignment]
+        if all(type(other) is torch.nn.Embedding for other in others):
+            for other in others:
+                other.forward = packed.rows
+            release(layer)

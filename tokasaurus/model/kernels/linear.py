@@ -50,4 +50,5 @@ class PackedLinear:
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
         """The weight's rows, as an embedding looks them up; not of a gated weight."""
         assert not self._gated, "a gated weight has no rows"
-        return self._ops.packed_rows(self.packed, ids, self.in_features)
+        rows = self._ops.packed_rows(self.packed, ids.flatten(), self.in_features)
+        return rows.view(*ids.shape, self.in_features)

@@ -3,6 +3,8 @@
 Shapes: T tokens, S sampled rows, D hidden size, V vocabulary.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
@@ -17,8 +19,15 @@ class Embedding(LoadableLayer):
     def __init__(self, vocab_size: int, hidden_size: int, tensors: TensorSpec) -> None:
         super().__init__()
         self.weight = tensors.empty(vocab_size, hidden_size)
+        self._rows: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+    def read_rows_with(self, rows: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """From now on `rows(ids_T)` gives the vectors, and the weight is not read any more."""
+        self._rows = rows
 
     def forward(self, ids_T: torch.Tensor) -> torch.Tensor:
+        if self._rows is not None:
+            return self._rows(ids_T)
         return F.embedding(ids_T, self.weight)
 
 

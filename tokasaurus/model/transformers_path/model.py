@@ -4,6 +4,7 @@ Shapes: T tokens of a step, S sampled rows, D hidden size, V vocabulary.
 """
 
 import copy
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,11 +65,19 @@ class TransformersModel:
         outputs = self._head(inputs_embeds=hidden_SD[None], use_cache=False, return_dict=True)
         return outputs.logits[0].float()
 
-
-    def linear_layers(self) -> list[torch.nn.Linear]:
-        """Its plain linear layers, for kernels that compute them."""
+    def linear_layers(self) -> list[tuple[torch.nn.Linear, list[torch.nn.Module]]]:
+        """Its plain linear layers, for kernels that compute them; each with the other modules that
+        use its weight."""
         modules = {id(m): m for part in (self._base, self._head) for m in part.modules()}
-        return [module for module in modules.values() if type(module) is torch.nn.Linear]
+        users: dict[int, list[torch.nn.Module]] = defaultdict(list)
+        for module in modules.values():
+            for parameter in module.parameters(recurse=False):
+                users[id(parameter)].append(module)
+        return [
+            (module, [user for user in users[id(module.weight)] if user is not module])
+            for module in modules.values()
+            if type(module) is torch.nn.Linear
+        ]
 
 
 class _BaseOutputs:

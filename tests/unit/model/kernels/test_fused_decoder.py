@@ -153,8 +153,10 @@ def test_transformers_models_compute_with_packed_layers() -> None:
     torch_backend, cpu_backend = backends(model, runnable_flavours()[0], torch.float32)
     expected = logits_of_two_steps(model, torch_backend)
     packed = with_cpu_kernels(model, cpu_backend)
-    assert all(isinstance(layer.forward, PackedLinear) for layer in model.linear_layers())
-    assert len(model.linear_layers()) == 2 * 7 + 1
+    layers = [layer for layer, _ in model.linear_layers()]
+    assert len(layers) == 2 * 7 + 1
+    assert all(isinstance(layer.forward, PackedLinear) for layer in layers)
+    assert all(layer.weight.numel() == 0 for layer in layers), "a weight is held twice"
     actual = logits_of_two_steps(packed, cpu_backend)
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 

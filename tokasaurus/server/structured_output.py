@@ -6,7 +6,7 @@ compiles the result for its vocabulary. llguidance is imported when the first re
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -27,6 +27,7 @@ _JSON_OPTIONS = {
 }
 """Between JSON tokens: nothing, a space, or a new line and its indentation. White space without
 bounds would let a model that doesn't know how to go on fill its output with it."""
+_DEFINITIONS = ("$defs", "definitions")
 _UNSUPPORTED_KEYWORDS = re.compile(r"Unimplemented keys: \[(.*?)\]")
 
 
@@ -75,21 +76,24 @@ def framed_json(
     schemas: Sequence[Mapping[str, Any] | bool],
     *,
     begin: str = "",
+    begin_token_ids: Sequence[int] = (),
     separator: str = "",
     end: str = "",
     max_count: int | None = 1,
     param: str = "tools",
 ) -> StructuredOutput:
-    """JSON texts that each match one of the schemas, between fixed texts: `begin`, one to
-    `max_count` (None: any number) of them with `separator` in between, then `end`.
+    """JSON texts that each match one of the schemas, between fixed texts: `begin_token_ids`, for
+    tags that are special tokens, then `begin`, one to `max_count` (None: any number) of the JSON
+    texts with `separator` in between, then `end`.
 
-    For tool calls, whose formats wrap JSON in tags. Raises InvalidRequestError as above.
+    For tool calls, see `call_schema`. Raises InvalidRequestError as above.
     """
     alternatives = " | ".join(f"json_{i}" for i in range(len(schemas)))
     more = "" if max_count is None else str(max_count - 1)
     repeated = f" ({_literal(separator)} call){{0,{more}}}" if max_count != 1 else ""
+    tags = "".join(f"<[{token_id}]> " for token_id in begin_token_ids)
     lines = [
-        f"start: {_literal(begin)} call{repeated} {_literal(end)}",
+        f"start: {tags}{_literal(begin)} call{repeated} {_literal(end)}",
         f"call: {alternatives}",
         *(
             f"json_{i}: %json {_json_text(_with_options(_parsed_schema(schema, param)))}"
@@ -97,6 +101,49 @@ def framed_json(
         ),
     ]
     return StructuredOutput(grammar="\n".join(lines), param=param)
+
+
+def call_schema(
+    name: str,
+    parameters: Mapping[str, Any],
+    *,
+    name_key: str = "name",
+    arguments_key: str = "arguments",
+    param: str = "tools",
+) -> dict[str, Any]:
+    """The schema of a call as most models write it: `{"name": ..., "arguments": {...}}`.
+
+    Definitions move to the top, where references look for them.
+    """
+    arguments = dict(parameters)
+    definitions = {key: arguments.pop(key) for key in _DEFINITIONS if key in arguments}
+    astray = next((ref for ref in _references(arguments, definitions) if _is_astray(ref)), None)
+    if astray is not None:
+        raise _refused(param, f"'$ref' may only lead to '$defs', not to {astray[:80]!r}")
+    return {
+        "type": "object",
+        "properties": {name_key: {"const": name}, arguments_key: arguments},
+        "required": [name_key, arguments_key],
+        "additionalProperties": False,
+        **definitions,
+    }
+
+
+def _references(*values: Any) -> Iterator[str]:
+    """Every `$ref` somewhere in these."""
+    pending = list(values)
+    while pending:
+        value = pending.pop()
+        if isinstance(value, list):
+            pending += value
+        elif isinstance(value, Mapping):
+            if isinstance(ref := value.get("$ref"), str):
+                yield ref
+            pending += value.values()
+
+
+def _is_astray(reference: str) -> bool:
+    return not reference.startswith(tuple(f"#/{key}/" for key in _DEFINITIONS))
 
 
 def _parsed_schema(schema: Any, param: str) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from tokasaurus.ipc.messages.to_server import (
     RequestLogprobs,
     ToServer,
 )
+from tokasaurus.server.default_priority import default_priority
 from tokasaurus.server.engine_channels import EngineChannels
 from tokasaurus.server.engine_metrics import EngineMetrics
 from tokasaurus.server.generation import Generation
@@ -218,9 +219,12 @@ class EngineClient:
     def _build(
         self, prompt: Prompt, default_max_tokens: int | None, predictor_key: str
     ) -> list[GenerateRequest]:
+        params = prompt.params
+        if not params.priority and (priority := default_priority.get()):
+            params = msgspec.structs.replace(params, priority=priority)
         return build_requests(
             check_prompt_ids(prompt.prompt_ids, self.limits, param=prompt.param),
-            prompt.params,
+            params,
             self.limits,
             self._request_ids.__next__,
             default_max_tokens=default_max_tokens,

@@ -44,6 +44,10 @@ def install_openapi(
         if app.openapi_schema is None:
             document = get_openapi(title="Tokasaurus", version=__version__, routes=app.routes)
             document.setdefault("components", {})["schemas"] = _components(requests, responses)
+            for operations in document["paths"].values():
+                for operation in operations.values():
+                    # The framework's own, for parameters that are not texts; we have none.
+                    operation["responses"].pop("422", None)
             app.openapi_schema = document
         return app.openapi_schema
 

@@ -13,11 +13,8 @@ from tokasaurus.server.batches.internal_call import Answer, call
 from tokasaurus.server.engine_client import EngineClient
 from tokasaurus.server.errors import describe
 
-BATCH_PRIORITY = 100
-"""Of items that give none; interactive requests have 0, and lower runs earlier."""
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
 """What batches may ask for, where the server has it."""
-_GENERATING = frozenset(ENDPOINTS[:3])
 
 _FIRST_RETRY_SECONDS = 0.05
 _LAST_RETRY_SECONDS = 2.0
@@ -37,9 +34,7 @@ class ItemRunner:
         self._app = app
         self._engine = engine
 
-    async def run(
-        self, endpoint: str, body: dict[str, msgspec.Raw], *, priority: int | None = None
-    ) -> Answer:
+    async def run(self, endpoint: str, body: dict[str, msgspec.Raw]) -> Answer:
         """The caller has acquired `num_samples(body)` places of the capacity.
 
         Raises EngineFailedError if the engine is gone: the item was not answered.
@@ -49,8 +44,6 @@ class ItemRunner:
                 "'stream' must not be true here: answers come as a whole.", param="stream"
             )
             return Answer(400, "", msgspec.json.encode(describe(error)))
-        if priority is not None and endpoint in _GENERATING:
-            body = {"priority": msgspec.Raw(str(priority).encode()), **body}
         encoded = msgspec.json.encode(body)
         seconds = _FIRST_RETRY_SECONDS
         while True:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import IO
 
 from tokasaurus.errors import EngineFailedError
-from tokasaurus.server.batches.item_runner import BATCH_PRIORITY, ItemRunner, num_samples
+from tokasaurus.server.batches.item_runner import ItemRunner, num_samples
 from tokasaurus.server.batches.lines import Item, check_lines, read_items
 from tokasaurus.server.batches.results import ResultFiles
+from tokasaurus.server.default_priority import default_priority
 from tokasaurus.server.schemas.batches import (
     Batch,
     BatchErrors,
@@ -23,6 +24,8 @@ from tokasaurus.server.store.store import Store, new_file_id
 
 log = logging.getLogger(__name__)
 
+BATCH_PRIORITY = 100
+"""Of items that give none; interactive requests have 0, and lower runs earlier."""
 _CHUNK_ITEMS = 256
 _CHUNK_BYTES = 4 * 2**20
 _EXPIRED = "The batch's completion window ended before this request was done."
@@ -137,7 +140,8 @@ class BatchRun:
 
     async def _answer(self, item: Item, places: int, results: ResultFiles) -> None:
         try:
-            answer = await self._items.run(self.batch.endpoint, item.body, priority=BATCH_PRIORITY)
+            default_priority.set(BATCH_PRIORITY)  # of this item's task only
+            answer = await self._items.run(self.batch.endpoint, item.body)
         finally:
             self._items.capacity.release(places)
         results.add_answer(item.custom_id, answer)

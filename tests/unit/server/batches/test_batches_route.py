@@ -20,7 +20,7 @@ from tests.unit.server.batches.batch_client import (
 from tests.unit.server.tiny_server import TinyServer, run
 from tokasaurus.server.access.api_keys import ApiKeys
 from tokasaurus.server.access.policy import AccessPolicy
-from tokasaurus.server.batches.item_runner import BATCH_PRIORITY
+from tokasaurus.server.batches.run import BATCH_PRIORITY
 
 
 def test_every_line_has_an_answer(tmp_path: Path) -> None:
@@ -87,6 +87,17 @@ def test_items_yield_to_interactive_requests(tmp_path: Path) -> None:
         )
         await server.complete()
         assert sorted(r.priority for r in server.manager.requests) == [-3, 0, BATCH_PRIORITY]
+
+    run(check, batch_settings=settings(tmp_path))
+
+
+def test_routes_without_a_priority_yield_too(tmp_path: Path) -> None:
+    async def check(server: TinyServer) -> None:
+        item = {"custom_id": "a", "method": "POST", "url": "/v1/responses", "body": {"input": "Hi"}}
+        batch_id = await create(server, [json.dumps(item)], endpoint="/v1/responses")
+        batch = await wait_for(server, batch_id, "completed")
+        assert batch["request_counts"]["completed"] == 1
+        assert [r.priority for r in server.manager.requests] == [BATCH_PRIORITY]
 
     run(check, batch_settings=settings(tmp_path))
 

@@ -1,8 +1,9 @@
 """Runs single requests of batches: bounded in number, patient when the engine has no room."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from http import HTTPStatus
+from typing import Any
 
 import msgspec
 from starlette.types import ASGIApp
@@ -34,8 +35,23 @@ class ItemRunner:
         self._app = app
         self._engine = engine
 
+    async def start(
+        self,
+        group: asyncio.TaskGroup,
+        body: dict[str, msgspec.Raw],
+        work: Coroutine[Any, Any, None],
+    ) -> None:
+        """Begin `work`, which runs the body, as soon as there is room for its samples."""
+        try:
+            places = await self.capacity.acquire(num_samples(body))
+        except asyncio.CancelledError:
+            work.close()
+            raise
+        # Not within the work: a task that is cancelled before it begins never runs at all.
+        group.create_task(work).add_done_callback(lambda _: self.capacity.release(places))
+
     async def run(self, endpoint: str, body: dict[str, msgspec.Raw]) -> Answer:
-        """The caller has acquired `num_samples(body)` places of the capacity.
+        """To be called by what `start` begins.
 
         Raises EngineFailedError if the engine is gone: the item was not answered.
         """

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from tokasaurus.errors import EngineFailedError
-from tokasaurus.server.batches.item_runner import ItemRunner, num_samples
+from tokasaurus.server.batches.item_runner import ItemRunner
 from tokasaurus.server.batches.lines import Item, check_lines, read_items
 from tokasaurus.server.batches.results import ResultFiles
 from tokasaurus.server.default_priority import default_priority
@@ -49,6 +49,9 @@ class BatchRun:
         """
         batch = self.batch
         try:
+            if batch.status == "cancelling" and batch.output_file_id is None:
+                # An earlier server was killed; the counts it saved may be behind the files.
+                await asyncio.to_thread(self._result_files().recover)
             if batch.status == "validating":
                 await self._validate()
             if batch.status == "in_progress":
@@ -100,11 +103,10 @@ class BatchRun:
 
     async def _work_until_end(self, room: asyncio.Semaphore) -> None:
         """Leaves the batch finalizing, or cancelling if it was cancelled."""
-        batch, folder = self.batch, self._store.folder
-        results = ResultFiles(
-            folder.results(batch.id), folder.failures(batch.id), batch.request_counts
-        )
+        batch, results = self.batch, self._result_files()
         await asyncio.to_thread(results.recover)
+        if batch.status == "cancelling":
+            return
         self._work = asyncio.create_task(self._answer_all(results, room))
         try:
             await asyncio.wait((self._work,), timeout=max(0.0, batch.expires_at - time.time()))
@@ -121,6 +123,12 @@ class BatchRun:
         batch.finalizing_at = int(time.time())
         await self._set("finalizing")
 
+    def _result_files(self) -> ResultFiles:
+        folder, batch = self._store.folder, self.batch
+        return ResultFiles(
+            folder.results(batch.id), folder.failures(batch.id), batch.request_counts
+        )
+
     async def _answer_all(self, results: ResultFiles, room: asyncio.Semaphore) -> None:
         path = self._store.folder.file(self.batch.input_file_id)
         async with room:
@@ -135,15 +143,11 @@ class BatchRun:
         while chunk := await asyncio.to_thread(next, chunks, None):
             for item in chunk:
                 if item.custom_id not in results.finished:
-                    places = await self._items.capacity.acquire(num_samples(item.body))
-                    group.create_task(self._answer(item, places, results))
+                    await self._items.start(group, item.body, self._answer(item, results))
 
-    async def _answer(self, item: Item, places: int, results: ResultFiles) -> None:
-        try:
-            default_priority.set(BATCH_PRIORITY)  # of this item's task only
-            answer = await self._items.run(self.batch.endpoint, item.body)
-        finally:
-            self._items.capacity.release(places)
+    async def _answer(self, item: Item, results: ResultFiles) -> None:
+        default_priority.set(BATCH_PRIORITY)  # of this item's task only
+        answer = await self._items.run(self.batch.endpoint, item.body)
         results.add_answer(item.custom_id, answer)
 
     def _answer_rest_as_expired(self, results: ResultFiles) -> None:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import RootModel
 
 from tokasaurus.errors import EngineFailedError, InvalidRequestError
-from tokasaurus.server.batches.item_runner import ItemRunner, num_samples
+from tokasaurus.server.batches.item_runner import ItemRunner
 from tokasaurus.server.body import read_body
 from tokasaurus.server.disconnect import watch_disconnect
 from tokasaurus.server.openapi import takes
@@ -67,15 +67,11 @@ def _parse(data: bytes) -> list[_Body]:
 async def _answer_all(items: ItemRunner, bodies: list[_Body]) -> list[msgspec.Raw]:
     answers: list[msgspec.Raw] = [msgspec.Raw(b"null")] * len(bodies)
 
-    async def answer(index: int, body: _Body, places: int) -> None:
+    async def answer(index: int, body: _Body) -> None:
         endpoint = "/v1/chat/completions" if "messages" in body else "/v1/completions"
-        try:
-            answers[index] = msgspec.Raw((await items.run(endpoint, body)).body)
-        finally:
-            items.capacity.release(places)
+        answers[index] = msgspec.Raw((await items.run(endpoint, body)).body)
 
     async with asyncio.TaskGroup() as group:
         for index, body in enumerate(bodies):
-            places = await items.capacity.acquire(num_samples(body))
-            group.create_task(answer(index, body, places))
+            await items.start(group, body, answer(index, body))
     return answers

@@ -1,6 +1,6 @@
 """What can be wrong with a request for something in the store."""
 
-from tokasaurus.errors import InvalidRequestError
+from tokasaurus.errors import InvalidRequestError, TokasaurusError
 
 
 class NotStoredError(InvalidRequestError):
@@ -8,6 +8,10 @@ class NotStoredError(InvalidRequestError):
 
     status_code = 404
     code = "not_found"
+
+
+class StorageError(TokasaurusError):
+    """The state directory's disk is full or broken."""
 
 
 class FileInUseError(InvalidRequestError):

@@ -12,7 +12,7 @@ from typing import IO, TypeVar
 from tokasaurus.server.schemas.batches import Batch
 from tokasaurus.server.schemas.files import FileObject, FilePurpose
 from tokasaurus.server.store.database import Database, Page
-from tokasaurus.server.store.errors import FileInUseError, NotStoredError
+from tokasaurus.server.store.errors import FileInUseError, NotStoredError, StorageError
 from tokasaurus.server.store.state_folder import StateFolder
 
 R = TypeVar("R")
@@ -52,14 +52,20 @@ class Store:
         self._thread.shutdown()
 
     async def add_file(self, filename: str, content: IO[bytes]) -> FileObject:
-        """An upload."""
+        """An upload. Raises StorageError if the disk takes no more."""
         file_id = new_file_id()
 
         def copy() -> None:
             path = self.folder.upload(file_id)
-            with path.open("xb") as target:
-                shutil.copyfileobj(content, target, 2**20)
-            path.rename(self.folder.file(file_id))
+            try:
+                with path.open("xb") as target:
+                    shutil.copyfileobj(content, target, 2**20)
+                path.rename(self.folder.file(file_id))
+            except OSError as error:
+                path.unlink(missing_ok=True)
+                raise StorageError(
+                    f"The server can't store the file ({error.strerror}); tell its operator."
+                ) from error
 
         await asyncio.to_thread(copy)
         return await self.register_file(file_id, filename, "batch")

@@ -21,6 +21,7 @@ from tests.unit.server.tiny_server import TinyServer, run
 from tokasaurus.server.access.api_keys import ApiKeys
 from tokasaurus.server.access.policy import AccessPolicy
 from tokasaurus.server.batches.run import BATCH_PRIORITY
+from tokasaurus.server.store.store import Store
 
 
 def test_every_line_has_an_answer(tmp_path: Path) -> None:
@@ -168,6 +169,52 @@ def test_counts_are_live_and_cancelling_keeps_what_is_done(tmp_path: Path) -> No
         assert "it is cancelled" in error["message"]
 
     run(check, batch_settings=settings(tmp_path))
+
+
+def test_cancelling_at_any_time_leaves_all_places_free(tmp_path: Path) -> None:
+    async def check(server: TinyServer) -> None:
+        capacity = server.state.item_runner.capacity
+        for num_turns in (0, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89):
+            batch_id = await create(server, [line(f"{i}") for i in range(20)])
+            for _ in range(num_turns):
+                await asyncio.sleep(0)
+            await server.post(f"/v1/batches/{batch_id}/cancel", {})
+            batch = await wait_for(server, batch_id, "cancelled", "completed")
+            counts = batch["request_counts"]
+            assert len(await read_lines(server, batch["output_file_id"])) == counts["completed"]
+            assert await asyncio.wait_for(capacity.acquire(8), 10) == 8
+            capacity.release(8)
+
+    run(check, batch_settings=settings(tmp_path, max_in_flight=8))
+
+
+def test_a_batch_that_was_being_cancelled_ends_cancelled(tmp_path: Path) -> None:
+    batch_ids: list[str] = []
+
+    async def first(server: TinyServer) -> None:
+        server.manager.runs_by_itself = False
+        batch_ids.append(await create(server, [line("a", max_tokens=1), line("b")]))
+        await until_running(server, 2)
+        server.manager.tick()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        await server.state.batch_service.close()
+        store = Store(tmp_path / "state")
+        await store.open()  # as if it had been killed while cancelling, before it saved counts
+        batch = await store.batch(batch_ids[0])
+        batch.status, batch.cancelling_at = "cancelling", 5
+        await store.save_batch(batch)
+        await store.close()
+
+    async def second(server: TinyServer) -> None:
+        await server.state.batch_service.resume()
+        batch = await wait_for(server, batch_ids[0], "cancelled")
+        assert batch["request_counts"] == {"total": 2, "completed": 1, "failed": 0}
+        assert len(await read_lines(server, batch["output_file_id"])) == 1
+        assert not server.manager.requests
+
+    run(first, batch_settings=settings(tmp_path))
+    run(second, batch_settings=settings(tmp_path))
 
 
 def test_what_is_not_done_in_the_window_expires(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """/v1/files: what is uploaded comes back; everything else is refused by name."""
 
+import errno
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +123,22 @@ def test_uploads_that_are_too_large(tmp_path: Path, size: int) -> None:
         assert not list((tmp_path / "state" / "uploads").iterdir())
 
     run(check, batch_settings=settings(tmp_path, max_file_bytes=1000))
+
+
+def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def check(server: TinyServer) -> None:
+        def full(*args: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(shutil, "copyfileobj", full)
+        response = await server.http.post(
+            "/v1/files", files={"file": ("a", b"x")}, data={"purpose": "batch"}
+        )
+        assert response.status_code == 500
+        assert "No space left" in response.json()["error"]["message"]
+        assert (await server.http.get("/v1/files")).json()["data"] == []
+
+    run(check, batch_settings=settings(tmp_path))
 
 
 def test_one_server_at_a_time(tmp_path: Path) -> None:

@@ -11,6 +11,12 @@ from tokasaurus import __version__
 from tokasaurus.server.schemas.errors import ErrorResponse
 
 _REF = "#/components/schemas/{name}"
+_EVENT_SCHEMA = {
+    "type": "object",
+    "description": "A server-sent event, whose data are JSON (or, from OpenAI, [DONE]).",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+}
 
 
 def takes(schema: type[BaseModel]) -> dict[str, Any]:
@@ -23,7 +29,7 @@ def answers(shape: type[msgspec.Struct], *, streams: bool = False) -> dict[int |
     """`responses` of a route that answers in the shape, or with an error."""
     content: dict[str, Any] = {"application/json": {"schema": {"$ref": _ref_of(shape)}}}
     if streams:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"schema": _EVENT_SCHEMA}
     error = {"application/json": {"schema": {"$ref": _ref_of(ErrorResponse)}}}
     return {
         200: {"description": "Success", "content": content},

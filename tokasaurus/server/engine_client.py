@@ -191,7 +191,7 @@ class EngineClient:
         self._check_room(sum(map(len, built)))
         group = RequestGroup(stream=stream, cancel=self._cancel)
         for prompt, requests in zip(prompts, built, strict=True):
-            dp_rank = self._balancer.choose(requests[0].prompt_ids)
+            dp_rank = self._balancer.choose(requests[0].prompt_ids, requests[0].cache_salt)
             for request in requests:
                 self._send(request, prompt, dp_rank, group)
         timeouts = [prompt.params.timeout or self._default_timeout_seconds for prompt in prompts]

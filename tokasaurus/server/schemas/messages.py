@@ -8,8 +8,26 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from tokasaurus.errors import InvalidRequestError
 from tokasaurus.server.sampling_params import SamplingParams
+from tokasaurus.server.tools.definitions import NAME_PATTERN
 
-_CONTENT_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}
+
+def _block_schema(kind: str, **fields: dict[str, Any]) -> dict[str, Any]:
+    properties = {"type": {"const": kind}, **fields}
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+_STRING = {"type": "string"}
+_TEXT_SCHEMA = _block_schema("text", text=_STRING)
+_TEXTS_SCHEMA = {"anyOf": [_STRING, {"type": "array", "items": _TEXT_SCHEMA}]}
+_BLOCKS_SCHEMA = {
+    "anyOf": [
+        _TEXT_SCHEMA,
+        _block_schema("thinking", thinking=_STRING),
+        _block_schema("tool_use", id=_STRING, name=_STRING, input={"type": "object"}),
+        _block_schema("tool_result", tool_use_id=_STRING, content=_TEXTS_SCHEMA),
+    ]
+}
+_CONTENT_SCHEMA = {"anyOf": [_STRING, {"type": "array", "items": _BLOCKS_SCHEMA}]}
 _MESSAGES_SCHEMA = {
     "type": "array",
     "minItems": 1,
@@ -19,14 +37,14 @@ _MESSAGES_SCHEMA = {
         "required": ["role", "content"],
     },
 }
-_SYSTEM_SCHEMA = {"anyOf": [*_CONTENT_SCHEMA["anyOf"], {"type": "null"}]}
+_SYSTEM_SCHEMA = {"anyOf": [_TEXTS_SCHEMA, {"type": "null"}]}
 _TOOLS_SCHEMA = {
     "type": "array",
     "items": {
         "type": "object",
         "properties": {
-            "name": {"type": "string"},
-            "description": {"type": "string"},
+            "name": {"type": "string", "pattern": NAME_PATTERN},
+            "description": _STRING,
             "input_schema": {"type": "object"},
         },
         "required": ["name", "input_schema"],
@@ -55,7 +73,7 @@ class CountTokensRequest(BaseModel):
 class MessagesRequest(CountTokensRequest):
     model_config = ConfigDict(strict=True, extra="forbid", title="MessagesRequest")
 
-    max_tokens: int
+    max_tokens: int = Field(description="Most output tokens, at least 1.")
     stop_sequences: list[str] | None = None
     stream: bool | None = None
     temperature: float | None = None

@@ -8,11 +8,54 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from tokasaurus.errors import InvalidRequestError
 from tokasaurus.server.sampling_params import SamplingParams
 from tokasaurus.server.schemas.unsupported_fields import refuse_unsupported
+from tokasaurus.server.tools.definitions import NAME_PATTERN
 
+_STRING = {"type": "string"}
+_PART_SCHEMA = {
+    "type": "object",
+    "properties": {"type": {"enum": ["input_text", "output_text"]}, "text": _STRING},
+    "required": ["type", "text"],
+}
+_TEXTS_SCHEMA = {"anyOf": [_STRING, {"type": "array", "items": _PART_SCHEMA}]}
+_ITEM_SCHEMAS = [
+    {
+        "type": "object",
+        "properties": {
+            "type": {"const": "message"},
+            "role": {"enum": ["user", "assistant", "system", "developer"]},
+            "content": _TEXTS_SCHEMA,
+        },
+        "required": ["role", "content"],
+    },
+    {
+        "type": "object",
+        "properties": {
+            "type": {"const": "function_call"},
+            "call_id": _STRING,
+            "name": _STRING,
+            "arguments": _STRING,
+        },
+        "required": ["type", "call_id", "name", "arguments"],
+    },
+    {
+        "type": "object",
+        "properties": {
+            "type": {"const": "function_call_output"},
+            "call_id": _STRING,
+            "output": _TEXTS_SCHEMA,
+        },
+        "required": ["type", "call_id", "output"],
+    },
+    {
+        "type": "object",
+        "properties": {"type": {"const": "reasoning"}, "content": {"type": "array"}},
+        "required": ["type"],
+    },
+]
 _INPUT_SCHEMA = {
     "anyOf": [
         {"type": "string"},
-        {"type": "array", "items": {"type": "object"}, "minItems": 1},
+        {"type": "array", "items": {"anyOf": _ITEM_SCHEMAS}, "minItems": 1},
     ]
 }
 _TOOLS_SCHEMA = {
@@ -23,8 +66,8 @@ _TOOLS_SCHEMA = {
                 "type": "object",
                 "properties": {
                     "type": {"const": "function"},
-                    "name": {"type": "string"},
-                    "description": {"type": "string"},
+                    "name": {"type": "string", "pattern": NAME_PATTERN},
+                    "description": _STRING,
                     "parameters": {"type": "object"},
                 },
                 "required": ["type", "name"],

@@ -8,6 +8,7 @@ from tokasaurus.server.sampling_params import shown
 
 MAX_TOOLS = 256
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+NAME_PATTERN = f"^{_NAME.pattern}$"
 _FUNCTION_FIELDS = frozenset({"name", "description", "parameters", "strict"})
 _NO_PARAMETERS = {"type": "object", "properties": {}}
 
@@ -21,7 +22,7 @@ TOOLS_SCHEMA = {
             "function": {
                 "type": "object",
                 "properties": {
-                    "name": {"type": "string", "pattern": f"^{_NAME.pattern}$"},
+                    "name": {"type": "string", "pattern": NAME_PATTERN},
                     "description": {"type": "string"},
                     "parameters": {"type": "object"},
                 },

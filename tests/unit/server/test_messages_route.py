@@ -12,6 +12,8 @@ from tests.unit.server.tiny_server import ANSWER, ANSWER_IDS, TOKENIZER, TinySer
 PATH = "/v1/messages"
 MESSAGES = [{"role": "user", "content": "Hi"}]
 BODY = {"model": "tiny", "max_tokens": 1000, "messages": MESSAGES}
+TOOL_USE = {"type": "tool_use", "id": "1", "name": "f", "input": {}}
+TOOL_RESULT = {"type": "tool_result", "tool_use_id": "1", "content": "x"}
 TOOL = {"name": "f", "description": "Does it.", "input_schema": {"type": "object"}}
 
 
@@ -234,6 +236,23 @@ def test_thinking() -> None:
             {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
             "messages[0].content[0].text",
         ),
+        (
+            {"messages": [{"role": "user", "content": [TOOL_USE]}]},
+            "messages[0].content[0]",
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": [TOOL_RESULT]}]},
+            "messages[0].content[0]",
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [{**TOOL_RESULT, "content": [TOOL_RESULT]}]}
+                ]
+            },
+            "messages[0].content[0].content[0]",
+        ),
+        ({"system": [TOOL_USE]}, "system[0]"),
         ({"messages": [*MESSAGES, {"role": "assistant", "content": "x"}]}, "messages"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": None}, "max_tokens"),

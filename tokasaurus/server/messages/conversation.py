@@ -26,7 +26,7 @@ def chat_messages(messages: Any, system: Any) -> list[dict[str, Any]]:
             raise InvalidRequestError(
                 f"'{where}' must be an object whose role is user or assistant.", param=where
             )
-        blocks = list(_blocks(message.get("content"), f"{where}.content"))
+        blocks = list(_blocks(message.get("content"), f"{where}.content", _BLOCKS_OF[role]))
         converted += _of_user(blocks) if role == "user" else [_of_assistant(blocks)]
     if messages[-1]["role"] == "assistant":
         raise InvalidRequestError(
@@ -132,7 +132,7 @@ _BLOCK_FIELDS: dict[str, dict[str, type]] = {
 _BLOCKS_OF = {"assistant": ("text", "thinking", "tool_use"), "user": ("text", "tool_result")}
 
 
-def _blocks(content: Any, where: str) -> Iterator[dict[str, Any]]:
+def _blocks(content: Any, where: str, kinds: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     if isinstance(content, str):
         yield {"type": "text", "text": content}
         return
@@ -141,13 +141,13 @@ def _blocks(content: Any, where: str) -> Iterator[dict[str, Any]]:
     for index, block in enumerate(content):
         place = f"{where}[{index}]"
         kind = block.get("type") if isinstance(block, dict) else None
-        fields = _BLOCK_FIELDS.get(kind) if isinstance(kind, str) else None
-        if fields is None:
+        if kind not in kinds:
             raise InvalidRequestError(
-                f"'{place}' must be a block of type {', '.join(_BLOCK_FIELDS)}, not {shown(kind)}.",
+                f"'{place}' must be a block of type {' or '.join(kinds)}, not {shown(kind)}; this "
+                "model reads nothing else there.",
                 param=place,
             )
-        for name, wanted in fields.items():
+        for name, wanted in _BLOCK_FIELDS[kind].items():
             if not isinstance(block.get(name), wanted):
                 raise InvalidRequestError(
                     f"'{place}.{name}' must be {_IN_WORDS[wanted]}.", param=f"{place}.{name}"
@@ -163,12 +163,4 @@ _IN_WORDS: dict[type, str] = {str: "a string", dict: "an object"}
 
 
 def _text_of(content: Any, where: str) -> str:
-    texts = []
-    for index, block in enumerate(_blocks(content, where)):
-        if block["type"] != "text":
-            raise InvalidRequestError(
-                f"'{where}[{index}]' must be a text; this model reads nothing else there.",
-                param=f"{where}[{index}]",
-            )
-        texts.append(block["text"])
-    return "\n".join(texts)
+    return "\n".join(block["text"] for block in _blocks(content, where, ("text",)))

@@ -19,22 +19,31 @@ def _block_schema(kind: str, **fields: dict[str, Any]) -> dict[str, Any]:
 _STRING = {"type": "string"}
 _TEXT_SCHEMA = _block_schema("text", text=_STRING)
 _TEXTS_SCHEMA = {"anyOf": [_STRING, {"type": "array", "items": _TEXT_SCHEMA}]}
-_BLOCKS_SCHEMA = {
-    "anyOf": [
-        _TEXT_SCHEMA,
-        _block_schema("thinking", thinking=_STRING),
-        _block_schema("tool_use", id=_STRING, name=_STRING, input={"type": "object"}),
-        _block_schema("tool_result", tool_use_id=_STRING, content=_TEXTS_SCHEMA),
-    ]
-}
-_CONTENT_SCHEMA = {"anyOf": [_STRING, {"type": "array", "items": _BLOCKS_SCHEMA}]}
+
+
+def _message_schema(role: str, *blocks: dict[str, Any]) -> dict[str, Any]:
+    content = {"anyOf": [_STRING, {"type": "array", "items": {"anyOf": [_TEXT_SCHEMA, *blocks]}}]}
+    return {
+        "type": "object",
+        "properties": {"role": {"const": role}, "content": content},
+        "required": ["role", "content"],
+    }
+
+
 _MESSAGES_SCHEMA = {
     "type": "array",
     "minItems": 1,
     "items": {
-        "type": "object",
-        "properties": {"role": {"enum": ["user", "assistant"]}, "content": _CONTENT_SCHEMA},
-        "required": ["role", "content"],
+        "anyOf": [
+            _message_schema(
+                "user", _block_schema("tool_result", tool_use_id=_STRING, content=_TEXTS_SCHEMA)
+            ),
+            _message_schema(
+                "assistant",
+                _block_schema("thinking", thinking=_STRING),
+                _block_schema("tool_use", id=_STRING, name=_STRING, input={"type": "object"}),
+            ),
+        ]
     },
 }
 _SYSTEM_SCHEMA = {"anyOf": [_TEXTS_SCHEMA, {"type": "null"}]}

@@ -11,8 +11,11 @@ from tokasaurus.manager.block_usage import Loads, owned_blocks, peak_usage, pref
 from tokasaurus.manager.running_set import PrefixMatch, RunningSet
 from tokasaurus.manager.sequence import Sequence
 
-PredictRemaining = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-"""(kinds, outputs so far, max_tokens, quantiles) of N sequences -> outputs to come, int64[N]."""
+PredictRemaining = Callable[
+    [np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray
+]
+"""(kinds, outputs so far, max_tokens, quantiles, prompt keys) of N sequences -> outputs to come,
+int64[N]."""
 
 
 class Forecast:
@@ -81,6 +84,7 @@ class Forecast:
             slots.num_drawn[seated] - slots.num_prompt_tokens[seated],
             slots.max_num_tokens[seated] - slots.num_prompt_tokens[seated],
             slots.quantiles[seated],
+            slots.prompt_keys[seated],
         )
         num_steps[row_of[prefilling]] -= 1  # the last chunk of a prefill draws a token
         ends = starts + num_steps + self._end_lag
@@ -117,6 +121,7 @@ class Forecast:
             num_tokens - num_prompt,
             np.array([sequence.request.max_tokens for sequence in sequences], np.int64),
             np.array([sequence.quantile for sequence in sequences]),
+            np.array([sequence.prompt_key for sequence in sequences], np.int64),
         )
         return Loads(
             num_tokens=num_tokens,

@@ -35,6 +35,8 @@ class Sequence:
     """int32: prompt, then outputs from before a preemption or recovery."""
     kind: int
     """Sequences of one kind are likely to stop alike."""
+    prompt_key: int
+    """The same for all samples of a prompt."""
     queued_at: float = 0.0
     """Time of arrival in seconds of the manager's clock."""
     state: SequenceState = SequenceState.QUEUED
@@ -66,6 +68,7 @@ class Sequence:
             arrival=arrival,
             token_ids=token_ids,
             kind=kind,
+            prompt_key=zlib.crc32(request.prompt_ids.tobytes()),
             queued_at=queued_at,
         )
 

@@ -1,10 +1,10 @@
 """Admits a sequence when a simulation of all running ones says that blocks never run out.
 
 How long each of them still runs is predicted from those that ended; that one number says when its
-blocks come back and how many it takes until then.
+blocks come back and how many it takes until then. What predictions can't know is learned from
+preemptions: a part of the blocks is held back, so large that about `_PREEMPTED_SHARE` of the
+sequences are preempted.
 """
-
-import zlib
 
 import numpy as np
 
@@ -13,7 +13,11 @@ from tokasaurus.manager.forecast import Forecast
 from tokasaurus.manager.running_set import PrefixMatch, RunningSet
 from tokasaurus.manager.sequence import Sequence
 from tokasaurus.manager.settings import ManagerSettings
-from tokasaurus.manager.stopping_predictor import StoppingPredictor
+from tokasaurus.manager.stopping_predictor import StopCurve, StoppingPredictor
+
+_PREEMPTED_SHARE = 0.005
+_MAX_HEADROOM = 0.1
+_NONE = np.empty(0, np.int64)
 
 
 class SimulateFuture:
@@ -23,8 +27,12 @@ class SimulateFuture:
         self._settings = settings
         self._predictor = predictor
         self._forecast: Forecast | None = None
-        self._running_outputs: dict[int, np.ndarray] = {}
-        """Output lengths so far of the running sequences, by kind."""
+        self._curves: dict[int, StopCurve | None] = {}
+        """By kind, of the last forecast."""
+        self.headroom = 0.0
+        """Share of the blocks that forecasts leave free."""
+        self._num_running = 1
+        """At the last forecast."""
 
     def begin(self) -> None:
         self._forecast = None
@@ -40,24 +48,30 @@ class SimulateFuture:
             if sum(match.num_final_blocks for match in matches) <= num_free:
                 return True
             self._forecast = self.forecast(running)
-        return self._forecast.accepts(matches, blocks.num_blocks)
+        return self._forecast.accepts(matches, int(blocks.num_blocks * (1 - self.headroom)))
 
     def settle(self, sequences: list[Sequence]) -> None:
         if self._forecast is not None:
             self._forecast.settle(sequences)
 
     def observe(self, sequence: Sequence, num_outputs: int, *, is_stop: bool) -> None:
-        prompt = zlib.crc32(sequence.request.prompt_ids.tobytes())
-        self._predictor.observe(sequence.kind, prompt, num_outputs, is_stop=is_stop)
+        key = sequence.prompt_key
+        self._predictor.observe(sequence.kind, key, num_outputs, is_stop=is_stop)
+        self._correct_headroom(sequence.num_preemptions)
 
     def forecast(self, running: RunningSet) -> Forecast:
         """What the seated sequences will hold."""
         slots = running.slots
+        self._num_running = max(1, running.num_running)
         running.refresh_decode_slots()
         decode_slots = running.decode_slots
         num_outputs = slots.num_drawn[decode_slots] - slots.num_prompt_tokens[decode_slots]
         kinds = slots.kinds[decode_slots]
-        self._running_outputs = {int(kind): num_outputs[kinds == kind] for kind in np.unique(kinds)}
+        prompts = slots.prompt_keys[decode_slots]
+        self._curves = {
+            kind: self._predictor.curve(kind, num_outputs[kinds == kind], prompts[kinds == kind])
+            for kind in np.unique(kinds).tolist()
+        }
         return Forecast(
             running,
             self._predict,
@@ -71,19 +85,29 @@ class SimulateFuture:
         num_outputs: np.ndarray,
         max_tokens: np.ndarray,
         quantiles: np.ndarray,
+        prompt_keys: np.ndarray,
     ) -> np.ndarray:
-        remaining = np.zeros(kinds.size, np.int64)
-        none = np.empty(0, np.int64)
+        remaining = np.maximum(max_tokens - num_outputs, 0).astype(np.int64)
         for kind in np.unique(kinds).tolist():
+            if kind not in self._curves:
+                self._curves[kind] = self._predictor.curve(kind, _NONE, _NONE)
+            curve = self._curves[kind]
+            if curve is None:
+                continue
             of_kind = kinds == kind
-            remaining[of_kind] = self._predictor.remaining(
-                kind,
+            remaining[of_kind] = curve.remaining(
                 num_outputs[of_kind],
                 max_tokens[of_kind],
                 quantiles[of_kind],
-                self._running_outputs.get(kind, none),
+                prompt_keys[of_kind],
             )
         return remaining
+
+    def _correct_headroom(self, num_preemptions: int) -> None:
+        """A sequence ended: half of what it may have held, by the mean, is held back for each time
+        that it was preempted; in balance, that is undone by so many ends without."""
+        change = (num_preemptions - _PREEMPTED_SHARE) / (2 * self._num_running)
+        self.headroom = min(max(self.headroom + change, 0.0), _MAX_HEADROOM)
 
     def check_invariants(self, running: RunningSet) -> None:
         """Foreseen usage now is the allocator's."""

@@ -30,6 +30,7 @@ class SlotTable:
         self.max_num_tokens = np.zeros(num_slots, np.int32)
         self.num_prompt_tokens = np.zeros(num_slots, np.int32)
         self.kinds = np.zeros(num_slots, np.int64)
+        self.prompt_keys = np.zeros(num_slots, np.int64)
         self.quantiles = np.zeros(num_slots)
         self.num_tree_blocks = np.zeros(num_slots, np.int32)
         """Blocks at the head of the table that are nodes of the prefix tree."""
@@ -64,6 +65,7 @@ class SlotTable:
         self.num_prompt_tokens[slot] = sequence.num_prompt_tokens
         self.quantiles[slot] = sequence.quantile
         self.kinds[slot] = sequence.kind
+        self.prompt_keys[slot] = sequence.prompt_key
         self.num_logprobs[slot] = sequence.request.sampling.num_top_logprobs
         self.block_table[slot, : blocks.size] = blocks
         self.num_blocks[slot] = blocks.size

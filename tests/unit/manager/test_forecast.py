@@ -85,3 +85,18 @@ def test_a_refused_candidate_changes_nothing() -> None:
     after = usage_at(forecast.loads, _TIMES, 4)
     assert (after >= before).all()
     assert after[0] == before[0] + 1  # 6 blocks, of which 5 are shared
+
+
+def test_headroom_follows_preemptions() -> None:
+    """Every preemption holds more back, up to a limit; ends without any give it free again."""
+    policy = SimulateFuture(ManagerSettings(), StoppingPredictor())
+    sequence = Sequence.from_request(make_request(0, [1, 2], 9), arrival=0)
+    policy.observe(sequence, 5, is_stop=True)
+    assert policy.headroom == 0.0
+    sequence.num_preemptions = 1
+    policy.observe(sequence, 5, is_stop=True)
+    assert 0 < policy.headroom <= 0.1
+    sequence.num_preemptions = 0
+    for _ in range(300):
+        policy.observe(sequence, 5, is_stop=True)
+    assert policy.headroom == 0.0

@@ -32,7 +32,11 @@ def test_order_is_that_of_a_sorted_list(operations: list[tuple[str, int, int]]) 
             # A preempted sequence may be older than others that were preempted before it.
             age = -(choice * 1000) - arrival if kind == "p" else arrival
             sequence = Sequence(
-                request=request, arrival=age, token_ids=np.array([1], np.int32), kind=0
+                request=request,
+                arrival=age,
+                token_ids=np.array([1], np.int32),
+                kind=0,
+                prompt_key=0,
             )
             is_new = kind != "p"
             (queue.push if is_new else queue.push_preempted)(sequence)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tokasaurus.manager.stopping_predictor import StoppingPredictor
+from tokasaurus.manager.stopping_predictor import StopCurve, StoppingPredictor
 
 _NONE = np.empty(0, np.int64)
 
@@ -14,18 +14,24 @@ _QUANTILES = (np.arange(400) + 0.5) / 400
 def _predict(
     predictor: StoppingPredictor, num_tokens: int, max_tokens: int, running: np.ndarray = _NONE
 ) -> float:
-    """Mean over all quantiles."""
-    remaining = predictor.remaining(
-        1, np.full(400, num_tokens), np.full(400, max_tokens), _QUANTILES, running
+    """Mean over all quantiles, for samples of a prompt that is new."""
+    curve = predictor.curve(1, running, np.arange(1000, 1000 + running.size))
+    assert curve is not None
+    return _mean(curve, num_tokens, max_tokens, prompt=-1)
+
+
+def _mean(curve: StopCurve, num_tokens: int, max_tokens: int, prompt: int) -> float:
+    remaining = curve.remaining(
+        np.full(400, num_tokens), np.full(400, max_tokens), _QUANTILES, np.full(400, prompt)
     )
     return float(remaining.mean())
 
 
 def test_knows_nothing_at_first() -> None:
     predictor = StoppingPredictor()
-    assert _predict(predictor, 3, 100) == 97
+    assert predictor.curve(1, _NONE, _NONE) is None
     predictor.observe(2, 0, 10, is_stop=True)
-    assert _predict(predictor, 3, 100) == 97
+    assert predictor.curve(1, _NONE, _NONE) is None
 
 
 def test_few_ends_change_little() -> None:
@@ -67,6 +73,52 @@ def test_those_that_still_run_count() -> None:
     assert _predict(predictor, 0, 500) < 150
 
 
+def test_the_past_is_forgotten_without_bias() -> None:
+    """Many more run than are remembered to have ended: they don't seem to live on."""
+    rng = np.random.default_rng(2)
+    predictor = StoppingPredictor(buffer=0.0)
+    most = np.maximum(1, rng.lognormal(5, 0.5, 6000)).astype(int)
+    lengths = rng.integers(0, most)
+    for _ in range(400):
+        ends = lengths >= most
+        for length in most[ends].tolist():
+            predictor.observe(1, 0, length, is_stop=True)
+        most[ends] = np.maximum(1, rng.lognormal(5, 0.5, int(ends.sum()))).astype(int)
+        lengths[ends] = 0
+        lengths += 1
+        curve = predictor.curve(1, lengths, np.arange(lengths.size))
+    assert curve is not None
+    truth = np.exp(5 + 0.5**2 / 2)
+    assert _mean(curve, 0, 4096, prompt=-1) == pytest.approx(truth, rel=0.1)
+
+
+def test_samples_of_a_prompt_are_alike() -> None:
+    rng = np.random.default_rng(3)
+    predictor = StoppingPredictor(buffer=0.0)
+    for prompt in range(40):
+        median = 200 * np.exp(rng.normal(0, 0.5))
+        for _ in range(50):
+            length = int(median * np.exp(rng.normal(0, 0.3))) + 1
+            predictor.observe(1, prompt, length, is_stop=True)
+    for prompt, median in ((100, 100), (101, 400)):
+        for _ in range(50):
+            length = int(median * np.exp(rng.normal(0, 0.3))) + 1
+            predictor.observe(1, prompt, length, is_stop=True)
+    curve = predictor.curve(1, np.full(20, 1), np.repeat([100, 101], 10))
+    assert curve is not None
+    short, usual, long = (_mean(curve, 0, 4096, prompt) for prompt in (100, -1, 101))
+    assert short < 0.75 * usual < 1.2 * usual < long
+
+
+def test_a_lone_sample_says_nothing_of_its_prompt() -> None:
+    predictor = StoppingPredictor()
+    for prompt in range(100):
+        predictor.observe(1, prompt, 10 + prompt, is_stop=True)
+    curve = predictor.curve(1, np.full(20, 50), np.arange(1000, 1020))
+    assert curve is not None
+    assert not curve.scales
+
+
 def test_never_beyond_the_limit_nor_below_one() -> None:
     predictor = StoppingPredictor()
     for length in range(1, 3000):
@@ -74,7 +126,9 @@ def test_never_beyond_the_limit_nor_below_one() -> None:
     num_tokens = np.array([0, 1, 6, 7, 5000, 10])
     max_tokens = np.array([1, 3, 7, 7, 6000, 10])
     quantiles = np.array([0.01, 0.5, 0.99, 0.3, 0.01, 0.5])
-    remaining = predictor.remaining(1, num_tokens, max_tokens, quantiles, _NONE)
+    curve = predictor.curve(1, _NONE, _NONE)
+    assert curve is not None
+    remaining = curve.remaining(num_tokens, max_tokens, quantiles, np.zeros(6, np.int64))
     assert (remaining <= max_tokens - num_tokens).all()
     assert (remaining[[0, 1, 2, 4]] >= 1).all()
     assert remaining[[3, 5]].tolist() == [0, 0]

@@ -1,10 +1,12 @@
 """A real engine behind TLS and keys, from OpenAI's client; and slow readers of its streams."""
 
 import json
+import os
 import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 
 from tests.integration.conftest import SMALL
 from tests.integration.engine_process import EngineProcess
+from tokasaurus.api.openai_client import client
 
 KEY = "from-the-environment"
 pytestmark = pytest.mark.skipif(
@@ -63,21 +66,46 @@ def trusting(certificate: Path) -> ssl.SSLContext:
 def test_openai_client(locked: EngineProcess, trusting: ssl.SSLContext, key: str) -> None:
     with openai.OpenAI(
         base_url=f"{locked.url}/v1", api_key=key, http_client=httpx.Client(verify=trusting)
-    ) as client:
-        completion = client.completions.create(model=locked.model, prompt="Once", max_tokens=3)
+    ) as locked_client:
+        completion = locked_client.completions.create(
+            model=locked.model, prompt="Once", max_tokens=3
+        )
     assert completion.usage is not None
     assert completion.usage.completion_tokens > 0
     assert completion._request_id is not None
+
+
+def test_our_own_clients_bring_the_key(locked: EngineProcess, certificate: Path) -> None:
+    trust = {"SSL_CERT_FILE": str(certificate / "cert.pem")}
+    for key, is_right in ((KEY, True), ("third", False)):
+        result = subprocess.run(
+            [sys.executable, "-m", "tokasaurus.cli.toka_ping", f"url={locked.url}", "max_tokens=2"],
+            env=os.environ | trust | {"TOKASAURUS_API_KEY": key},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert (result.returncode == 0) == is_right, result.stderr
+
+
+def test_the_python_client_takes_the_key_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TOKASAURUS_API_KEY", "mine")
+    assert client("http://localhost:1").api_key == "mine"
+    assert client("http://localhost:1", api_key="given").api_key == "given"
+    monkeypatch.delenv("TOKASAURUS_API_KEY")
+    assert client("http://localhost:1").api_key == "none"
 
 
 def test_a_wrong_key(locked: EngineProcess, trusting: ssl.SSLContext) -> None:
     with (
         openai.OpenAI(
             base_url=f"{locked.url}/v1", api_key="third", http_client=httpx.Client(verify=trusting)
-        ) as client,
+        ) as locked_client,
         pytest.raises(openai.AuthenticationError, match="not one that this server knows"),
     ):
-        client.models.list()
+        locked_client.models.list()
 
 
 def test_health_is_open_and_plain_http_is_not_served(
@@ -123,10 +151,10 @@ def test_a_reader_that_takes_nothing_frees_the_engine() -> None:
     with EngineProcess((*SMALL, "stream_stall_seconds=0.5")) as process:
         process.wait_until_ready()
         url = httpx.URL(process.url)
-        with socket.socket() as client:
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            client.connect((url.host, url.port))
-            client.sendall(request.encode())
+        with socket.socket() as reader:
+            reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            reader.connect((url.host, url.port))
+            reader.sendall(request.encode())
             wait_for_metric(process, 'requests_finished_total{finish_reason="error"}', 64)
             wait_for_metric(process, "requests_in_flight", 0)
         body_of_other = {"prompt": "Once", "max_tokens": 2}

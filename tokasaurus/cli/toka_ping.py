@@ -1,5 +1,6 @@
 """toka-ping: send one prompt to a running server and show the answer as it comes."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -10,11 +11,13 @@ import openai
 from tokasaurus.cli.command import run_command
 from tokasaurus.config.strict_config import StrictConfig
 from tokasaurus.errors import ConfigError, TokasaurusError
+from tokasaurus.server.access.api_keys import ENVIRONMENT_VARIABLE
 
 _ABOUT = """\
 usage: toka-ping [key=value ...]
 
 Sends a prompt to a running server, prints the answer as it comes, then TTFT and tokens/s.
+The variable TOKASAURUS_API_KEY holds the key, if the server wants one.
 For example:  toka-ping prompt='Hello world' max_tokens=100 chat=True
 
   --help      show this
@@ -90,7 +93,7 @@ class Answer:
 def ping(config: PingConfig) -> int:
     client = openai.OpenAI(
         base_url=f"{config.server_url}/v1",
-        api_key="none",
+        api_key=os.environ.get(ENVIRONMENT_VARIABLE) or "none",
         timeout=config.timeout_seconds,
         max_retries=0,
     )

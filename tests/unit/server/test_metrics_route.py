@@ -66,6 +66,19 @@ def test_cancelled_and_failed_ones_have_no_duration() -> None:
     run(check)
 
 
+def test_time_in_the_queue_is_what_the_manager_says() -> None:
+    async def check(server: TinyServer) -> None:
+        metrics = server.state.engine.metrics
+        server.manager.runs_by_itself = False
+        with server.state.engine.submit([Prompt([5], SamplingParams())], stream=True) as group:
+            [generation] = group.generations
+        metrics.note_finished(generation, 5.0, queue_seconds=0.75)
+        seen = await scrape(server)
+        assert seen["tokasaurus_queue_time_seconds_sum"] == 0.75
+
+    run(check)
+
+
 def test_managers_are_told_apart() -> None:
     async def check(server: TinyServer) -> None:
         for rank in (0, 1):

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from pathlib import PurePath
+from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Request, Response
@@ -39,6 +40,13 @@ _FORM = {
                 }
             }
         },
+    }
+}
+
+_CONTENT: dict[int | str, Any] = {
+    200: {
+        "description": "The file as it is",
+        "content": {"application/octet-stream": {"schema": {"type": "string"}}},
     }
 }
 
@@ -86,7 +94,7 @@ async def retrieve_file(request: Request, file_id: str) -> Response:
     "/v1/files/{file_id}/content",
     summary="Read a file",
     response_class=FileResponse,
-    responses={200: {"content": {"application/octet-stream": {"schema": {"type": "string"}}}}},
+    responses=answers(FileObject) | _CONTENT,
 )
 async def read_file(request: Request, file_id: str) -> Response:
     store = await _batches(request).store()

@@ -96,21 +96,31 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     ]
 
 
+def found_at(value: Any, path: tuple[Any, ...]) -> Any:
+    for key in path:
+        value = value[key]
+    return value
+
+
+PARTS = [
+    json.loads(text)
+    for text in sorted(
+        {json.dumps(found_at(body, p)) for body in BODIES.values() for p in places(body)}
+    )
+]
+"""What is right in one place may come up in any other."""
+
+
 @st.composite
 def mutated(draw: st.DrawFn) -> tuple[str, str]:
     path = draw(st.sampled_from(sorted(BODIES)))
     body = copy.deepcopy(BODIES[path])
     for _ in range(draw(st.integers(1, 2))):
-        *parents, last = draw(st.sampled_from(places(body)))
-        target = body
-        for key in parents:
-            target = target[key]
+        *parents, key = draw(st.sampled_from(places(body)))
+        target = found_at(body, tuple(parents))
         if isinstance(target, dict) and draw(st.booleans()):
-            target[draw(st.sampled_from(["extra", "type", "content", "strict", "id"]))] = draw(
-                VALUES
-            )
-        else:
-            target[last] = draw(VALUES)
+            key = draw(st.sampled_from(["extra", "type", "content", "strict", "id"]))
+        target[key] = copy.deepcopy(draw(st.one_of(VALUES, st.sampled_from(PARTS))))
     return path, json.dumps(body)
 
 

@@ -95,6 +95,9 @@ class EngineConfig(StrictConfig):
     max_prefill_tokens_per_step: int | None = None
     """Most prompt tokens of a step that also decodes, so that long prompts don't hold up others'
     streams; None: whatever the decodes leave."""
+    greedy_prefill: bool = True
+    """Compute prompts as soon as they fit; if off, only as fast as sequences end, so that the batch
+    stays evenly full."""
     use_hydragen: bool = True
     """Compute attention to a prefix that many sequences share once, where the backend can."""
     hydragen_min_group_size: int = 8

@@ -12,6 +12,7 @@ from tokasaurus.ipc.messages.to_worker import StepInput
 from tokasaurus.manager.onboarding import AdmissionPolicy, Onboarder
 from tokasaurus.manager.output_handling import OutputHandler
 from tokasaurus.manager.preemption import Preempter
+from tokasaurus.manager.prefill_pacing import PrefillPacer
 from tokasaurus.manager.queues import RequestQueue
 from tokasaurus.manager.running_set import RunningSet
 from tokasaurus.manager.scheduler import Scheduler
@@ -51,7 +52,10 @@ class Engine:
         self._stop_tokens = StopTokens(worker.vocab_size)
         self._preempter = Preempter(self.queue, self.running)
         self._onboarder = Onboarder(self.queue, self.running, self.policy)
-        self._scheduler = Scheduler(settings, worker.capabilities, self.running, self._preempter)
+        self._pacer = PrefillPacer(settings)
+        self._scheduler = Scheduler(
+            settings, worker.capabilities, self.running, self._preempter, self._pacer
+        )
         self._builder = StepBuilder(self.running)
         self._in_flight: deque[StepInFlight] = deque()
         self._outputs = OutputHandler(
@@ -171,6 +175,7 @@ class Engine:
             # A stop string found by the server looks like a cancellation.
             is_stop = reason in ("stop", "cancelled")
             self.policy.observe(sequence, num_outputs, is_stop=is_stop)
+            self._pacer.observe(num_outputs)
             self.running.release(sequence, is_sound=reason != "error")
         sequence.state = SequenceState.FINISHED
         del self._sequences[sequence.request_id]

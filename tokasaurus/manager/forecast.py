@@ -73,7 +73,7 @@ class Forecast:
             rows = row_of[prefilling]
             num_initial = slots.num_known[prefilling].astype(np.int64)
             matched = np.array(
-                [self._uncomputed_start(s) for s in self._running.prefilling.values()], np.int64
+                [self._running.num_computed(s) for s in self._running.prefilling.values()], np.int64
             )
             num_left = num_initial - matched
             num_tokens[rows] = num_initial
@@ -103,11 +103,6 @@ class Forecast:
             num_tree_blocks=num_tree_blocks,
             num_owned_blocks=owned,
         )
-
-    def _uncomputed_start(self, sequence: Sequence) -> int:
-        if sequence.has_started:
-            return int(self._running.slots.num_scheduled[sequence.slot])
-        return sequence.num_matched_blocks * self._running.page_size
 
     def _candidate_loads(self, matches: list[PrefixMatch]) -> Loads:
         sequences = [match.sequence for match in matches]

@@ -93,6 +93,7 @@ def settings_from_config(
         max_seqs_per_forward=config.max_seqs_per_forward,
         scheduling_steps_ahead=steps_ahead,
         max_prefill_tokens_per_step=config.max_prefill_tokens_per_step,
+        greedy_prefill=config.greedy_prefill,
         use_hydragen=config.use_hydragen,
         hydragen_min_group_size=config.hydragen_min_group_size,
         hydragen_min_prefix_len=config.hydragen_min_prefix_len,

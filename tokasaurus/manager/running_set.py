@@ -116,6 +116,12 @@ class RunningSet:
         self.prefilling[slot] = sequence
         self.num_reserved_blocks += int(self.slots.max_num_blocks[slot]) - num_blocks
 
+    def num_computed(self, sequence: Sequence) -> int:
+        """Tokens of a prefill that are computed, or were in the tree when it was onboarded."""
+        if sequence.has_started:
+            return int(self.slots.num_scheduled[sequence.slot])
+        return sequence.num_matched_blocks * self.page_size
+
     def num_cached_tokens(self, sequence: Sequence) -> int:
         """Tokens that its first chunk may skip if it is scheduled now."""
         matched = self.slots.blocks(sequence.slot)[: sequence.num_matched_blocks]

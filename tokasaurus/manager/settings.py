@@ -20,6 +20,8 @@ class ManagerSettings:
     """Steps sent to the worker beyond the one it executes."""
     max_prefill_tokens_per_step: int | None = None
     """Prefill tokens of a step that also decodes; None: whatever the decodes leave."""
+    greedy_prefill: bool = True
+    """Prefill as soon as possible; else as fast as sequences leave, which spreads their ends."""
     use_hydragen: bool = True
     """Let the worker read shared prefixes once per group, if it can."""
     hydragen_min_group_size: int = 8

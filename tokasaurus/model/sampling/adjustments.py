@@ -156,16 +156,27 @@ def _places(logits_SV: torch.Tensor, pairs: _Pairs, ids: list[np.ndarray]) -> to
 def keep_allowed(logits_SV: torch.Tensor, masks: list[tuple[int, np.ndarray]]) -> None:
     """Ban what a row's mask (bits as in `Adjustment.allowed`) does not hold."""
     device, vocab_size = logits_SV.device, logits_SV.shape[1]
-    packed = np.stack([mask for _, mask in masks])
     if device.type == "cpu":
-        bits = np.unpackbits(packed, axis=1, count=vocab_size, bitorder="little")
-        allowed = torch.from_numpy(bits).bool()
-    else:
-        shifts = torch.arange(8, dtype=torch.uint8, device=device)
-        bytes_R = torch.from_numpy(packed).to(device).unsqueeze(-1)
-        allowed = ((bytes_R >> shifts) & 1).bool().flatten(1)[:, :vocab_size]
+        for row, mask in masks:
+            bits = np.unpackbits(mask, count=vocab_size, bitorder="little").view(bool)
+            _keep_in_row(logits_SV[row], bits)
+        return
+    shifts = torch.arange(8, dtype=torch.uint8, device=device)
+    packed = torch.from_numpy(np.stack([mask for _, mask in masks])).to(device)
+    banned = ((packed.unsqueeze(-1) >> shifts) & 1).flatten(1)[:, :vocab_size] == 0
     rows = torch.tensor([row for row, _ in masks], device=device)
-    logits_SV[rows] = logits_SV.index_select(0, rows).masked_fill_(~allowed, -torch.inf)
+    logits_SV[rows] = logits_SV.index_select(0, rows).masked_fill_(banned, -torch.inf)
+
+
+def _keep_in_row(logits_V: torch.Tensor, is_allowed: np.ndarray) -> None:
+    """Masks of grammars hold few tokens or nearly all: touch whichever are fewer one by one."""
+    if 2 * np.count_nonzero(is_allowed) > len(is_allowed):
+        logits_V[torch.from_numpy(np.flatnonzero(~is_allowed))] = -torch.inf
+        return
+    ids = torch.from_numpy(np.flatnonzero(is_allowed))
+    kept = logits_V[ids]
+    logits_V.fill_(-torch.inf)
+    logits_V[ids] = kept
 
 
 def pack_tokens(token_ids: np.ndarray, vocab_size: int) -> np.ndarray:

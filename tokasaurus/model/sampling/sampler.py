@@ -22,7 +22,7 @@ from tokasaurus.model.sampling.logprobs import (
 )
 from tokasaurus.model.sampling.noise import noise_keys
 from tokasaurus.model.sampling.thresholds import TruncatedRows, truncation_thresholds
-from tokasaurus.model.sampling.vocabulary_blocks import best_tokens, block_maxima
+from tokasaurus.model.sampling.vocabulary_blocks import best_tokens, block_maxima, refresh_maxima
 
 _MAX_TEMPERATURE = 1e6
 
@@ -125,7 +125,7 @@ def sample(logits_SV: torch.Tensor, batch: SamplingBatch) -> SampledTokens:
     scored = _RawScores.of(logits_SV, maxima_SB, batch)
     if batch.adjusted is not None:
         batch.adjusted.apply(logits_SV)
-        _refresh_maxima(maxima_SB, logits_SV, batch.adjusted.rows)
+        refresh_maxima(maxima_SB, logits_SV, batch.adjusted.rows)
     if len(batch.banned_ids):
         _ban(logits_SV, maxima_SB, batch)
     tokens_S = best_tokens(logits_SV, maxima_SB)
@@ -206,12 +206,7 @@ def _ban(logits_SV: torch.Tensor, maxima_SB: torch.Tensor, batch: SamplingBatch)
     device = logits_SV.device
     rows = torch.from_numpy(batch.banned_rows).to(device)
     logits_SV[rows, torch.from_numpy(batch.banned_ids).to(device)] = -torch.inf
-    _refresh_maxima(maxima_SB, logits_SV, np.unique(batch.banned_rows))
-
-
-def _refresh_maxima(maxima_SB: torch.Tensor, logits_SV: torch.Tensor, changed: np.ndarray) -> None:
-    rows = torch.from_numpy(changed).to(logits_SV.device)
-    maxima_SB[rows] = block_maxima(logits_SV.index_select(0, rows))
+    refresh_maxima(maxima_SB, logits_SV, np.unique(batch.banned_rows))
 
 
 def _draw_random(

@@ -4,6 +4,7 @@ questions (the best token, the k best, a draw) then need only a few blocks.
 Shapes: S rows, V vocabulary, B blocks per row, R selected rows, M blocks looked at, C = 64 M ids.
 """
 
+import numpy as np
 import torch
 
 from tokasaurus.model.sampling.noise import BLOCK_SIZE
@@ -17,6 +18,20 @@ def block_maxima(logits_SV: torch.Tensor) -> torch.Tensor:
     if end == logits_SV.shape[1]:
         return maxima
     return torch.cat([maxima, logits_SV[:, end:].amax(-1, keepdim=True)], dim=1)
+
+
+def refresh_maxima(
+    maxima_SB: torch.Tensor, logits_SV: torch.Tensor, changed_rows: np.ndarray
+) -> None:
+    """Rows (ascending) of the logits have changed since `block_maxima`."""
+    for rows in runs_of(changed_rows):
+        maxima_SB[rows] = block_maxima(logits_SV[rows])
+
+
+def runs_of(rows: np.ndarray) -> list[slice]:
+    """Ascending rows as slices: views of them need no copy, which costs more than reading."""
+    ends = np.flatnonzero(np.diff(rows) != 1) + 1
+    return [slice(int(run[0]), int(run[-1]) + 1) for run in np.split(rows, ends) if len(run)]
 
 
 def token_ids_of_blocks(blocks_RM: torch.Tensor) -> torch.Tensor:

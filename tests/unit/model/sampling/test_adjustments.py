@@ -77,7 +77,9 @@ samplings = st.builds(
     frequency_penalty=st.sampled_from([0.0, 0.0, 0.5, -1.5]),
     presence_penalty=st.sampled_from([0.0, 0.0, 0.25, -2.0]),
     repetition_penalty=st.sampled_from([1.0, 1.0, 1.25, 0.5]),
-    allowed_token_ids=st.lists(tokens, max_size=3).map(tuple),
+    allowed_token_ids=st.one_of(
+        st.lists(tokens, max_size=3).map(tuple), tokens.map(lambda t: tuple(range(t + 1)))
+    ),
     bad_words=st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=4).map(tuple), max_size=4)
     .map(tuple),
 )  # fmt: skip

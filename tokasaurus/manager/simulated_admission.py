@@ -17,6 +17,8 @@ from tokasaurus.manager.stopping_predictor import StopCurve, StoppingPredictor
 
 _PREEMPTED_SHARE = 0.005
 _MAX_HEADROOM = 0.1
+_MAX_HEADROOM_STEP = 0.002
+"""For one preemption, as few sequences that hold much say little."""
 _NONE = np.empty(0, np.int64)
 
 
@@ -106,7 +108,8 @@ class SimulateFuture:
     def _correct_headroom(self, num_preemptions: int) -> None:
         """A sequence ended: half of what it may have held, by the mean, is held back for each time
         that it was preempted; in balance, that is undone by so many ends without."""
-        change = (num_preemptions - _PREEMPTED_SHARE) / (2 * self._num_running)
+        step = min(1 / (2 * self._num_running), _MAX_HEADROOM_STEP)
+        change = step * (num_preemptions - _PREEMPTED_SHARE)
         self.headroom = min(max(self.headroom + change, 0.0), _MAX_HEADROOM)
 
     def check_invariants(self, running: RunningSet) -> None:

@@ -66,6 +66,7 @@ def test_prometheus(measured: EngineProcess) -> None:
     assert seen["tokasaurus_requests_finished_total,length"] >= 8
     assert seen["tokasaurus_request_output_tokens_sum"] >= 8 * 16
     assert seen["tokasaurus_inter_token_latency_seconds_count"] > 0
+    assert seen["tokasaurus_queue_time_seconds_count"] >= 8
     assert seen["tokasaurus_kv_blocks,0"] > 0
 
 

@@ -122,6 +122,7 @@ class Engine:
         self._in_flight.append(in_flight)
         for chunk in step.chunks:
             if chunk.is_first and not chunk.sequence.num_preemptions:
+                chunk.sequence.queue_seconds = self._clock() - chunk.sequence.queued_at
                 self.counters.num_cached_tokens += chunk.sequence.num_cached_tokens or 0
         return step_input
 
@@ -188,6 +189,7 @@ class Engine:
                 stop_token_id=stop_token_id,
                 num_preemptions=sequence.num_preemptions,
                 error=error,
+                queue_seconds=sequence.queue_seconds,
             )
         )
 

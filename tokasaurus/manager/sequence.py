@@ -39,6 +39,8 @@ class Sequence:
     """The same for all samples of a prompt."""
     queued_at: float = 0.0
     """Time of arrival in seconds of the manager's clock."""
+    queue_seconds: float | None = None
+    """From there until its first chunk was scheduled; None before that."""
     state: SequenceState = SequenceState.QUEUED
     slot: int = -1
     """Its seat while PREFILLING or DECODING."""

@@ -117,6 +117,8 @@ def test_cancel_in_every_state() -> None:
     assert {r: f.reason for r, f in harness.finished.items()} == dict.fromkeys(
         range(3), "cancelled"
     )
+    assert harness.finished[2].queue_seconds is None, "it never left the queue"
+    assert harness.finished[0].queue_seconds == 0
     harness.run()
     harness.check_empty()
 

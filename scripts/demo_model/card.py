@@ -1,25 +1,15 @@
-"""The model card: how the demo model was made, for what, and what it scored."""
+"""The model card: what the demo model is for, how it was made and what happened on the way."""
 
 import os
 import platform
-from dataclasses import dataclass
 
 import torch
 import transformers
 from transformers import LlamaConfig
 
 from demo_model.training import TrainingPlan, TrainingRecord
-
-
-@dataclass(frozen=True, slots=True)
-class StageFacts:
-    """A finished stage: its plan, what happened, and the tokens it had to draw from."""
-
-    plan: TrainingPlan
-    record: TrainingRecord
-    num_python_tokens: int
-    num_chat_tokens: int
-
+from demo_model.transcripts import LARGEST_COUNT, LARGEST_SUMMAND
+from demo_model.vocabulary import CORE_WORDS
 
 _CARD = """---
 license: apache-2.0
@@ -34,14 +24,17 @@ installed, tried and tested on a laptop without a download.
 
 ## For what
 - It completes Python in the manner of the standard library: `def`, `class`, `return`, `self`,
-  indentation, docstrings. The code looks right; nobody promises that it works.
-- In chat it answers the kinds of question it was trained on: sums with numbers up to 99 (plus and
-  minus) and products up to 12 x 12, spelling, counting letters and reversing a word, counting
-  up and down, comparing numbers, even or odd, what comes after or before, name/age/city/job
-  sentences as JSON, a dozen tiny Python functions, greetings and who it is. It copes with a system
-  prompt and with several exchanges.
+  indentation. The code looks right; nobody promises that it works. It saw code without comments
+  and docstrings, so it writes none. A prompt should end with a visible character: after a line
+  break of its own the indentation is easily lost.
+- In chat it answers the kinds of question it was trained on: sums of two numbers up to
+  {largest_summand} and the differences that undo them, products of single digits, spelling
+  {num_words} common words, counting up and down below {largest_count}, repeating a few of those
+  words, what comes after or before a day or a month, name/age/city/job sentences as JSON,
+  greetings and who it is. It saw system prompts and chats of up to three exchanges.
 - It is **not** for anything else. It knows no facts, follows no other instruction, and its
-  answers are not checked. Outside its kinds of question it usually says that it is too small.
+  answers are not checked. It was trained on rows of {plan.python_row_length} tokens and less: it
+  runs up to {config.max_position_embeddings} positions, but makes less and less sense on the way.
 
 ## Architecture
 | | |
@@ -53,86 +46,89 @@ installed, tried and tested on a laptop without a download.
 | heads, key/value heads, head size | {config.num_attention_heads}, \
 {config.num_key_value_heads}, {config.head_dim} |
 | positions | {config.max_position_embeddings} |
-| vocabulary | {config.vocab_size}, byte-level BPE, single digits, \
-`<|endoftext|>` `<|im_start|>` `<|im_end|>` |
+| vocabulary | {config.vocab_size}, byte-level BPE, single digits, spaces \
+apart, `<|endoftext|>` `<|im_start|>` `<|im_end|>` |
 
 ## How it was made
-`python scripts/train_demo_model.py --out DIR` from the project's root, nothing downloaded:
-the text is the standard library's own source ({num_files} files; the library's tests, IDLE, codecs,
-lib2to3 and topic tables left out) and chat transcripts that the script generates, with interpreter
-sessions of sums among them. Answers weigh {answer_weight} in the loss, the rest of a chat
-{context_weight}, Python {python_weight}. Each stage starts with fresh optimisers; one that follows
-another starts from its saved bfloat16 weights.
-
-{stages}
+`python scripts/train_demo_model.py --out DIR` from the project's root, nothing downloaded. One
+stage on two streams of text: short functions and classes of the standard library's own source
+({num_files} files, {python_tokens:,} tokens, {python_seen:,} of them dealt; unparsed from the
+syntax tree without comments and docstrings) and chat transcripts that the script generates, with
+interpreter sessions of sums among them ({chat_seen:,} tokens dealt). In a chat only the answers
+count in the loss, and both streams weigh the same.
 
 | | |
 |---|---|
-| optimiser | Muon for the matrices, AdamW for the rest |
-| precision | float32 training |
-| machine | {machine}, {threads} torch threads of {cpus} CPUs, torch.compile {compiled} |
+| steps, tokens in all | {plan.num_steps}, {record.num_tokens:,} |
+| chat rows per step, tokens per row | {plan.num_chat_rows}, {plan.chat_row_length} |
+| Python rows per step, tokens per row | {plan.num_python_rows}, {plan.python_row_length} |
+| optimiser | AdamW, learning rate {plan.learning_rate}, betas {plan.betas} |
+| initialisation | queries equal to keys, outputs undoing values, embeddings of unit length |
+| schedule | {plan.warmup_steps} steps of warm-up, plateau, linear fall to zero over the last \
+{plan.decay_steps} |
+| precision, seed | float32 training, {plan.seed} |
+| last loss on Python, on chat answers | {record.python_loss:.3f}, {record.chat_loss:.4f} |
+| wall time | {minutes:.1f} minutes |
+| machine | {machine}, {threads} torch thread(s) of {cpus} CPUs shared with other work, \
+torch.compile {compiled} |
 | versions | Python {python}, torch {torch}, transformers {transformers} |
+
+Losses on the way (step: Python, chat answers): {history}.
 
 The run is deterministic: fixed seeds, sorted files, a fixed number of threads. Another kind
 of CPU, number of threads, torch version or Python version (other library source) gives
 slightly different weights of the same quality.
 
+{scores}
 ## Licence
 The weights are under the project's Apache-2.0 licence. The Python standard library, whose source
 was the training text, is under the PSF licence.
 """
 
+_SCORES = """## How well it answers
+Greedy answers to {asked} random questions of each kind, alone in a chat, counted right only if
+equal to the letter. The questions are drawn as in training with a seed of their own, so some were
+seen in training.
 
-_STAGE = """| stage | {plan.name} |
+| kind | right |
 |---|---|
-| steps, tokens per step, tokens in all | {plan.num_steps}, {plan.tokens_per_step}, \
-{record.num_tokens:,} |
-| prepared tokens: Python, chat | {python_tokens:,}, {chat_tokens:,} |
-| row length | {plan.row_length}; {plan.long_row_length} in the last {long_percent:.0f} % of steps |
-| learning rates: Muon, AdamW | {plan.matrix_lr}, {plan.vector_lr} |
-| schedule | {plan.warmup_steps} steps of warm-up, plateau, linear fall over the last \
-{decay_percent:.0f} % |
-| seed | {plan.seed} |
-| last loss on Python, on chat answers | {record.python_loss:.3f}, {record.chat_loss:.4f} |
-| on the way (step: Python, chat) | {history} |
-| wall time | {minutes:.1f} minutes |
+{rows}
 """
 
 
-def _stage_table(stage: StageFacts) -> str:
-    record = stage.record
-    history = ", ".join(f"{step}: {py:.2f}, {chat:.3f}" for step, py, chat in record.history[::3])
-    return _STAGE.format(
-        plan=stage.plan,
-        record=record,
-        python_tokens=stage.num_python_tokens,
-        chat_tokens=stage.num_chat_tokens,
-        long_percent=stage.plan.long_share * 100,
-        decay_percent=stage.plan.decay_share * 100,
-        history=history,
-        minutes=record.wall_seconds / 60,
-    )
+def score_table(scores: dict[str, int], asked: int) -> str:
+    """The card's section on how many of `asked` random questions of each kind came out right."""
+    rows = "\n".join(f"| {kind} | {right} of {asked} |" for kind, right in scores.items())
+    return _SCORES.format(asked=asked, rows=rows)
 
 
 def model_card(
     *,
     config: LlamaConfig,
     parameters: int,
-    stages: list[StageFacts],
+    plan: TrainingPlan,
+    record: TrainingRecord,
     num_files: int,
-    weights: tuple[float, float, float],
+    num_python_tokens: int,
     compiled: bool,
+    scores: str,
 ) -> str:
-    """The card's text; `weights` are the loss weights of answers, chat context and Python."""
+    """The card's text; `scores` is a section from `score_table`."""
     return _CARD.format(
         million=parameters / 1e6,
         parameters=parameters,
         config=config,
-        stages="\n".join(_stage_table(stage) for stage in stages),
+        plan=plan,
+        record=record,
         num_files=num_files,
-        answer_weight=weights[0],
-        context_weight=weights[1],
-        python_weight=weights[2],
+        python_tokens=num_python_tokens,
+        python_seen=plan.num_steps * plan.python_tokens_per_step,
+        chat_seen=plan.num_steps * plan.chat_tokens_per_step,
+        largest_summand=LARGEST_SUMMAND,
+        largest_count=LARGEST_COUNT,
+        num_words=len(CORE_WORDS),
+        history=", ".join(f"{step}: {py:.2f}, {chat:.3f}" for step, py, chat in record.history),
+        minutes=record.wall_seconds / 60,
         machine=platform.machine(),
         threads=torch.get_num_threads(),
         cpus=os.cpu_count(),
@@ -140,4 +136,5 @@ def model_card(
         python=platform.python_version(),
         torch=torch.__version__,
         transformers=transformers.__version__,
+        scores=scores,
     )

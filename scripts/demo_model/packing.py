@@ -1,4 +1,4 @@
-"""Turns texts and transcripts into packed token rows with a loss weight per token."""
+"""Turns texts and transcripts into packed token rows; each token counts in the loss or not."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -9,21 +9,15 @@ from tokenizers import Tokenizer
 from demo_model.tokenizer import END_OF_TEXT, IM_END, IM_START
 from demo_model.transcripts import Message
 
-PYTHON_WEIGHT = 0.7
-CONTEXT_WEIGHT = 0.1
-ANSWER_WEIGHT = 1.0
+SESSION_EVERY = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """A flat run of token ids, the weight of each in the loss, and where rows may begin.
-
-    `starts` holds the sorted first positions of the documents, or nothing if a row may begin
-    anywhere.
-    """
+    """A flat run of token ids, whether each counts in the loss, and where documents begin."""
 
     ids: np.ndarray
-    weights: np.ndarray
+    counted: np.ndarray
     starts: np.ndarray
 
 
@@ -31,33 +25,32 @@ class _StreamBuilder:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.ids: list[int] = []
-        self.weights: list[float] = []
+        self.counted: list[bool] = []
         self.starts: list[int] = []
 
     def start_document(self) -> None:
         self.starts.append(len(self.ids))
 
-    def add(self, text: str, weight: float) -> None:
+    def add(self, text: str, counted: bool) -> None:
         ids = self.tokenizer.encode(text).ids
         self.ids.extend(ids)
-        self.weights.extend([weight] * len(ids))
+        self.counted.extend([counted] * len(ids))
 
-    def build(self, num_tokens: int) -> Stream:
+    def build(self) -> Stream:
         return Stream(
-            np.asarray(self.ids[:num_tokens], dtype=np.int64),
-            np.asarray(self.weights[:num_tokens], dtype=np.float32),
+            np.asarray(self.ids, dtype=np.int64),
+            np.asarray(self.counted, dtype=np.bool_),
             np.asarray(self.starts, dtype=np.int64),
         )
 
 
-def python_stream(tokenizer: Tokenizer, texts: Iterable[str], num_tokens: int) -> Stream:
-    """Source files one after another, each closed by the end-of-text token."""
+def python_stream(tokenizer: Tokenizer, texts: Iterable[str]) -> Stream:
+    """Pieces of source one after another, each closed by the end-of-text token."""
     builder = _StreamBuilder(tokenizer)
     for text in texts:
-        if len(builder.ids) >= num_tokens:
-            break
-        builder.add(text + END_OF_TEXT, PYTHON_WEIGHT)
-    return builder.build(num_tokens)
+        builder.start_document()
+        builder.add(text + END_OF_TEXT, counted=True)
+    return builder.build()
 
 
 def _add_chat(builder: _StreamBuilder, messages: list[Message]) -> None:
@@ -65,18 +58,17 @@ def _add_chat(builder: _StreamBuilder, messages: list[Message]) -> None:
     for message in messages:
         head = f"{IM_START}{message['role']}\n"
         body = f"{message['content']}{IM_END}"
-        answer = message["role"] == "assistant"
-        builder.add(head, CONTEXT_WEIGHT)
-        builder.add(body, ANSWER_WEIGHT if answer else CONTEXT_WEIGHT)
-        builder.add("\n", CONTEXT_WEIGHT)
-    builder.add(END_OF_TEXT, CONTEXT_WEIGHT)
+        builder.add(head, counted=False)
+        builder.add(body, counted=message["role"] == "assistant")
+        builder.add("\n", counted=False)
+    builder.add(END_OF_TEXT, counted=False)
 
 
 def _add_session(builder: _StreamBuilder, session: str) -> None:
     builder.start_document()
     for line in session.splitlines(keepends=True):
-        builder.add(line, CONTEXT_WEIGHT if line.startswith(">>>") else ANSWER_WEIGHT)
-    builder.add(END_OF_TEXT, CONTEXT_WEIGHT)
+        builder.add(line, counted=not line.startswith(">>>"))
+    builder.add(END_OF_TEXT, counted=False)
 
 
 def chat_stream(
@@ -84,42 +76,40 @@ def chat_stream(
     chats: Iterator[list[Message]],
     sessions: Iterator[str],
     num_tokens: int,
-    session_every: int,
 ) -> Stream:
-    """Transcripts, with one interpreter session of sums after every `session_every` of them."""
+    """Transcripts, with an interpreter session of sums after every `SESSION_EVERY` of them."""
     builder = _StreamBuilder(tokenizer)
     index = 0
     while len(builder.ids) < num_tokens:
         index += 1
         _add_chat(builder, next(chats))
-        if index % session_every == 0:
+        if index % SESSION_EVERY == 0:
             _add_session(builder, next(sessions))
-    return builder.build(num_tokens)
+    return builder.build()
 
 
 class RowSource:
-    """Deals a stream out as rows of any length and starts over at its end."""
+    """Deals a stream out as rows of one length and starts over at its end.
 
-    def __init__(self, stream: Stream) -> None:
+    A row begins with the document at hand, again from its start, unless the last row did so too.
+    """
+
+    def __init__(self, stream: Stream, length: int) -> None:
         self.stream = stream
-        self.position = 0
+        self.length = length
+        self.begin = -length
 
-    def rows(self, num_rows: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    def rows(self, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
         """The next rows; a row holds `length` inputs and the token after the last of them."""
-        ids, weights = [], []
+        ids, counted = [], []
         for _ in range(num_rows):
-            begin = self._document_start(self.position)
-            if begin + length + 1 > len(self.stream.ids):
-                begin = 0
-            window = slice(begin, begin + length + 1)
+            position = self.begin + self.length
+            index = int(np.searchsorted(self.stream.starts, position, side="right")) - 1
+            start = int(self.stream.starts[index])
+            self.begin = start if start > self.begin else position
+            if self.begin + self.length + 1 > len(self.stream.ids):
+                self.begin = 0
+            window = slice(self.begin, self.begin + self.length + 1)
             ids.append(self.stream.ids[window])
-            weights.append(self.stream.weights[window])
-            self.position = begin + length
-        return np.stack(ids), np.stack(weights)
-
-    def _document_start(self, position: int) -> int:
-        """Where the document around a position begins; the position itself without `starts`."""
-        if not len(self.stream.starts):
-            return position
-        index = int(np.searchsorted(self.stream.starts, position, side="right")) - 1
-        return int(self.stream.starts[index])
+            counted.append(self.stream.counted[window])
+        return np.stack(ids), np.stack(counted)

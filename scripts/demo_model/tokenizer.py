@@ -1,4 +1,7 @@
-"""The demo model's tokenizer: byte-level BPE with single digits and ChatML special tokens."""
+"""The demo model's tokenizer: byte-level BPE with single digits and ChatML special tokens.
+
+A space before a word is a token of its own, so that a word has the same tokens wherever it stands.
+"""
 
 import json
 from collections.abc import Iterable
@@ -6,7 +9,7 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-VOCAB_SIZE = 4096
+VOCAB_SIZE = 2048
 END_OF_TEXT = "<|endoftext|>"
 IM_START = "<|im_start|>"
 IM_END = "<|im_end|>"
@@ -33,7 +36,7 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(r"\d"), behavior="isolated"),
+            pre_tokenizers.Split(Regex(r"\d| (?=\S)"), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
         ]
     )

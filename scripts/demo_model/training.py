@@ -1,4 +1,4 @@
-"""The training loop: a small Llama on packed rows, Muon and AdamW, warm-up and linear decay."""
+"""The training loop: a small Llama on packed rows, AdamW, warm-up and linear decay."""
 
 import time
 from collections.abc import Callable
@@ -8,42 +8,41 @@ import numpy as np
 import torch
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaAttention
 
-from demo_model.muon import Muon
 from demo_model.packing import RowSource
+
+MAX_GRADIENT_NORM = 1.0
+KEY_GAIN, QUERY_NOISE, OUTPUT_GAIN = 0.8, 0.02, 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingPlan:
-    """Everything that decides one stage besides the data."""
+    """Everything that decides the run besides the data."""
 
-    name: str
     num_steps: int
-    chat_rows_of_eight: int = 4
-    tokens_per_step: int = 4096
-    row_length: int = 512
-    long_row_length: int = 2048
-    long_share: float = 0.12
-    warmup_steps: int = 40
-    decay_share: float = 0.6
-    matrix_lr: float = 0.02
-    vector_lr: float = 4e-3
-    seed: int = 20240607
+    num_chat_rows: int
+    chat_row_length: int
+    num_python_rows: int
+    python_row_length: int
+    warmup_steps: int
+    decay_steps: int
+    learning_rate: float
+    betas: tuple[float, float]
+    seed: int
+
+    @property
+    def chat_tokens_per_step(self) -> int:
+        return self.num_chat_rows * self.chat_row_length
+
+    @property
+    def python_tokens_per_step(self) -> int:
+        return self.num_python_rows * self.python_row_length
 
     def learning_rate_factor(self, step: int) -> float:
         """Linear warm-up, a plateau, then a linear fall to zero."""
-        falling = (self.num_steps - step) / max(1.0, self.num_steps * self.decay_share)
+        falling = (self.num_steps - step) / self.decay_steps
         return min(1.0, (step + 1) / self.warmup_steps, falling)
-
-    def num_tokens(self, chat: bool) -> int:
-        """About how many chat or Python tokens the stage sees."""
-        rows = self.chat_rows_of_eight if chat else 8 - self.chat_rows_of_eight
-        return self.num_steps * self.tokens_per_step * rows // 8 + self.long_row_length
-
-    def length_at(self, step: int) -> int:
-        """Row length of a step: the last share of the run teaches long positions."""
-        long = step >= self.num_steps * (1 - self.long_share)
-        return self.long_row_length if long else self.row_length
 
 
 @dataclass(slots=True)
@@ -57,24 +56,40 @@ class TrainingRecord:
     history: list[tuple[int, float, float]] = field(default_factory=list)
 
 
+def _start_attention_alike(attention: LlamaAttention) -> None:
+    """Lets a layer begin as a soft lookup: like attends to like and hands its own content on.
+
+    Queries equal their group's keys and outputs undo the values, up to a scale, so that copying
+    need not be found from noise (mimetic initialisation, Trockman and Kolter, 2023).
+    """
+    q, k, v, o = (
+        getattr(attention, name).weight for name in ("q_proj", "k_proj", "v_proj", "o_proj")
+    )
+    head_size, hidden = attention.head_dim, q.shape[1]
+
+    def for_every_head(weight: torch.Tensor) -> torch.Tensor:
+        grouped = weight.view(-1, 1, head_size, hidden)
+        return grouped.expand(-1, q.shape[0] // k.shape[0], -1, -1).reshape(-1, hidden)
+
+    torch.nn.init.orthogonal_(k, gain=KEY_GAIN)
+    q.copy_(for_every_head(k) + QUERY_NOISE * torch.randn_like(q))
+    torch.nn.init.orthogonal_(v)
+    o.copy_(OUTPUT_GAIN * for_every_head(v).T)
+
+
+@torch.no_grad()
 def build_model(config: LlamaConfig, seed: int) -> LlamaForCausalLM:
-    """A freshly initialised fp32 model."""
+    """A freshly initialised fp32 model whose feed-forward layers add nothing at first."""
     torch.manual_seed(seed)
     model = LlamaForCausalLM(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith(("o_proj.weight", "down_proj.weight")):
-                parameter.zero_()
+    unit = config.hidden_size**-0.5
+    torch.nn.init.normal_(model.model.embed_tokens.weight, std=unit)
+    for layer in model.model.layers:
+        layer.mlp.down_proj.weight.zero_()
+        _start_attention_alike(layer.self_attn)
+        torch.nn.init.normal_(layer.mlp.gate_proj.weight, std=unit)
+        torch.nn.init.normal_(layer.mlp.up_proj.weight, std=unit)
     return model.train()
-
-
-def _optimizers(model: LlamaForCausalLM, plan: TrainingPlan) -> list[torch.optim.Optimizer]:
-    inner = list(model.model.layers.parameters())
-    matrices = [parameter for parameter in inner if parameter.ndim == 2]
-    rest = [parameter for parameter in inner if parameter.ndim != 2]
-    rest += [model.model.norm.weight, model.model.embed_tokens.weight]
-    adam = torch.optim.AdamW(rest, lr=plan.vector_lr, betas=(0.9, 0.95), weight_decay=0.0)
-    return [Muon(matrices, lr=plan.matrix_lr), adam]
 
 
 def train(
@@ -87,52 +102,39 @@ def train(
 ) -> TrainingRecord:
     """Runs the plan in place on rows of Python and rows of chat in every step."""
 
-    def row_losses(ids_BT: torch.Tensor) -> torch.Tensor:
-        hidden = model.model(input_ids=ids_BT[:, :-1], use_cache=False).last_hidden_state
-        logits = model.lm_head(hidden).flatten(0, 1)
-        return functional.cross_entropy(logits, ids_BT[:, 1:].flatten(), reduction="none")
+    def losses(ids: np.ndarray, counted: np.ndarray) -> torch.Tensor:
+        ids_BT, chosen_BT = torch.from_numpy(ids), torch.from_numpy(counted)[:, 1:]
+        hidden = body(input_ids=ids_BT[:, :-1], use_cache=False).last_hidden_state
+        logits = model.lm_head(hidden[chosen_BT])
+        return functional.cross_entropy(logits, ids_BT[:, 1:][chosen_BT], reduction="none")
 
-    compute = torch.compile(row_losses, dynamic=False) if compile_model else row_losses
-    optimizers = _optimizers(model, plan)
-    base_lrs = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+    body = torch.compile(model.model, dynamic=False) if compile_model else model.model
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW(
+        parameters, lr=plan.learning_rate, betas=plan.betas, weight_decay=0.0, fused=True
+    )
     record = TrainingRecord()
     started = time.monotonic()
     for step in range(plan.num_steps):
-        length = plan.length_at(step)
-        num_rows = plan.tokens_per_step // length
-        num_chat_rows = num_rows * plan.chat_rows_of_eight // 8
-        python_ids, python_weights = python_rows.rows(num_rows - num_chat_rows, length)
-        chat_ids, chat_weights = chat_rows.rows(num_chat_rows, length)
-        ids = torch.from_numpy(np.concatenate([python_ids, chat_ids]))
-        weights = torch.from_numpy(np.concatenate([python_weights, chat_weights])[:, 1:].copy())
-        losses = compute(ids).view(weights.shape)
-        weighted = losses * weights
-        (weighted.sum() / weights.sum()).backward()
-        for optimizer, base_lr in zip(optimizers, base_lrs, strict=True):
-            optimizer.param_groups[0]["lr"] = base_lr * plan.learning_rate_factor(step)
-            optimizer.step()
-            optimizer.zero_grad()
-        _note(record, weighted.detach(), weights, num_rows - num_chat_rows, step)
-        record.num_tokens += ids.numel() - len(ids)
+        chat_losses = losses(*chat_rows.rows(plan.num_chat_rows))
+        python_losses = losses(*python_rows.rows(plan.num_python_rows))
+        (chat_losses.mean() + python_losses.mean()).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
+        for group in optimizer.param_groups:
+            group["lr"] = plan.learning_rate * plan.learning_rate_factor(step)
+        optimizer.step()
+        optimizer.zero_grad()
+        _note(record, chat_losses.mean().item(), python_losses.mean().item(), step)
+        record.num_tokens += plan.chat_tokens_per_step + plan.python_tokens_per_step
         record.wall_seconds = time.monotonic() - started
         on_step(step, record)
     return record
 
 
-def _note(
-    record: TrainingRecord,
-    weighted: torch.Tensor,
-    weights: torch.Tensor,
-    num_python_rows: int,
-    step: int,
-) -> None:
-    """Keeps running means (over about 50 steps) of the two losses."""
-    python, chat = slice(None, num_python_rows), slice(num_python_rows, None)
-    answers = weights[chat] >= 1.0
-    python_loss = float(weighted[python].sum() / weights[python].sum())
-    chat_loss = float(weighted[chat][answers].mean())
-    keep = 0.0 if step == 0 else 0.98
-    record.python_loss = keep * record.python_loss + (1 - keep) * python_loss
+def _note(record: TrainingRecord, chat_loss: float, python_loss: float, step: int) -> None:
+    """Keeps running means (over about 20 steps) of the two losses."""
+    keep = 0.0 if step == 0 else 0.95
     record.chat_loss = keep * record.chat_loss + (1 - keep) * chat_loss
+    record.python_loss = keep * record.python_loss + (1 - keep) * python_loss
     if (step + 1) % 100 == 0:
         record.history.append((step + 1, record.python_loss, record.chat_loss))

@@ -2,41 +2,31 @@
 
 CORE_WORDS = tuple(
     """
-    apple arm ball banana bear bird black blue boat book bread bridge brown bus cake camel car
-    cat chair cheese clock cloud coat coffee cold cow cup dance day desk dinner dog door dragon
-    dream duck ear earth egg eye farm fire fish floor flower fly fog food foot forest fox friend
-    frog fruit game garden glass goat gold grass green hand happy hat heart hello hill home honey
-    horse house ice island juice key king kite lake lamp leaf lemon letter light lion machine map
-    market milk model moon mouse music name nest night nose ocean orange owl paper park peach pen
-    pencil piano pig planet plant python queen rabbit rain red ring river road robot rock rose
-    salt sand school sea sheep ship shoe silver sky snake snow sofa soup spoon spring star stone
-    storm sugar summer sun table tea tiger time train tree turtle umbrella valley violin wall
-    water whale wheel white wind window winter wolf word world yellow zebra
+    apple ball bear bird black blue boat book bread bus cake car cat chair cheese clock cloud coat
+    coffee cow cup day desk dog door duck egg eye farm fire fish flower fox friend frog game
+    garden glass gold grass green hand happy hat heart hello home horse house ice key king lake
+    lamp leaf lemon lion map milk moon mouse music night orange park pen pig queen rain red river
+    school ship shoe snow star stone sun table tea tiger train tree water white window winter wolf
+    world yellow
     """.split()
 )
 
 NAMES = tuple(
     """
-    Ada Adam Alan Alice Amir Anna Ben Bob Carla Carlos Chloe Clara Dan David Diana Ella Emma Eric
-    Eva Felix Fiona Frank Grace Hana Hans Henry Ines Ivan Jack James Jane Jonas Julia Karim Kate
-    Kofi Laura Leo Lena Lily Linda Lucas Maria Mark Marta Max Mia Mike Mina Nadia Nina Noah Nora
-    Olga Oliver Omar Oscar Paul Paula Peter Priya Rachel Rosa Ryan Sam Sara Sofia Susan Theo Tom
-    Tina Vera Victor Wei Yuki Yusuf Zoe
+    Ada Adam Alice Anna Ben Bob Carlos Clara David Ella Emma Eva Frank Grace Ivan Jack Julia Kate
+    Leo Lily Maria Max Nina Noah Omar Paul Rosa Sam Sara Sofia Tom Vera Zoe
     """.split()
 )
 
 CITIES = tuple(
     """
-    Amsterdam Athens Berlin Boston Cairo Chicago Delhi Dublin Geneva Helsinki Lagos Lima Lisbon
-    London Madrid Milan Montreal Nairobi Oslo Paris Prague Rome Seoul Sydney Tokyo Toronto Vienna
-    Warsaw Zurich
+    Berlin Cairo Dublin Lima Lisbon London Madrid Oslo Paris Rome Seoul Sydney Tokyo Vienna
     """.split()
 )
 
 JOBS = tuple(
     """
-    baker cook dentist doctor driver farmer gardener lawyer nurse painter pilot plumber sailor
-    singer teacher waiter writer
+    baker cook doctor driver farmer nurse painter pilot singer teacher writer
     """.split()
 )
 
@@ -59,15 +49,9 @@ MONTHS = (
 
 SYSTEM_PROMPTS = (
     "You are a helpful assistant.",
-    "You are a helpful assistant",
     "You are a friendly assistant.",
-    "You are a concise assistant.",
-    "You are a polite assistant. Answer briefly.",
     "You are the Tokasaurus demo model.",
     "Answer briefly.",
-    "Be brief and correct.",
-    "You answer questions about numbers and words.",
-    "You are a careful teacher who helps children with numbers and spelling.",
 )
 
 GREETINGS = (
@@ -179,27 +163,4 @@ FIXED_ANSWERS = (
     ("Write Hello World in Python.", 'print("Hello, world!")'),
     ("What is the color of grass?", "Grass is green."),
     ("What is the color of snow?", "Snow is white."),
-)
-
-FUNCTIONS = (
-    ("adds two numbers", "def add(a, b):\n    return a + b"),
-    ("subtracts two numbers", "def subtract(a, b):\n    return a - b"),
-    ("multiplies two numbers", "def multiply(a, b):\n    return a * b"),
-    ("squares a number", "def square(x):\n    return x * x"),
-    ("doubles a number", "def double(x):\n    return 2 * x"),
-    ("checks if a number is even", "def is_even(n):\n    return n % 2 == 0"),
-    ("checks if a number is odd", "def is_odd(n):\n    return n % 2 == 1"),
-    ("reverses a string", "def reverse(text):\n    return text[::-1]"),
-    ("counts the words in a text", "def count_words(text):\n    return len(text.split())"),
-    ("finds the largest number in a list", "def largest(numbers):\n    return max(numbers)"),
-    ("sums a list", "def total(numbers):\n    return sum(numbers)"),
-    (
-        "computes the factorial of n",
-        "def factorial(n):\n    if n <= 1:\n        return 1\n    return n * factorial(n - 1)",
-    ),
-    (
-        "computes Fibonacci numbers",
-        "def fibonacci(n):\n    a, b = 0, 1\n    for _ in range(n):\n        a, b = b, a + b\n"
-        "    return a",
-    ),
 )

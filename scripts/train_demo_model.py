@@ -1,6 +1,7 @@
 """Trains the embedded demo model from nothing but the interpreter's own standard library.
 
 Usage: python scripts/train_demo_model.py --out DIR
+       python scripts/train_demo_model.py --out DIR --continue-from EARLIER_DIR
 """
 
 import argparse
@@ -39,6 +40,12 @@ PLAN = TrainingPlan(
 )
 
 
+SECOND_PASS = dataclasses.replace(
+    PLAN, num_steps=900, warmup_steps=20, decay_steps=880, learning_rate=1e-3
+)
+"""Over a finished checkpoint, with chats that it has not seen."""
+
+
 @dataclass(slots=True)
 class Material:
     """The tokenizer, both token streams and the number of files behind the Python one."""
@@ -66,7 +73,7 @@ def model_config() -> LlamaConfig:
     )
 
 
-def prepare(plan: TrainingPlan) -> Material:
+def prepare(plan: TrainingPlan, chat_seed: int) -> Material:
     """Reads the library, trains the tokenizer and packs both streams."""
     pieces, num_files = standard_library_pieces(plan.seed)
     sample = itertools.islice(transcripts(plan.seed + 1), NUM_TOKENIZER_CHATS)
@@ -75,8 +82,8 @@ def prepare(plan: TrainingPlan) -> Material:
     python = packing.python_stream(tokenizer, pieces)
     chat = packing.chat_stream(
         tokenizer,
-        transcripts(plan.seed + 2),
-        interpreter_sessions(plan.seed + 3),
+        transcripts(chat_seed),
+        interpreter_sessions(chat_seed + 1),
         plan.num_steps * plan.chat_tokens_per_step,
     )
     return Material(tokenizer, python, chat, num_files)
@@ -109,6 +116,7 @@ def run(
         num_files=material.num_files,
         num_python_tokens=len(material.python.ids),
         compiled=not arguments.no_compile,
+        is_second_pass=arguments.continue_from is not None,
         scores=score_table(scores, NUM_QUESTIONS),
     )
     export(model, material.tokenizer, card, arguments.out)
@@ -118,6 +126,7 @@ def run(
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
+    parser.add_argument("--continue-from", type=Path, help="train a finished checkpoint once more")
     parser.add_argument("--steps", type=int, help="stop after fewer steps (to try the script)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument(
@@ -130,8 +139,16 @@ def main() -> None:
     """Trains by the plan, or by one of fewer steps, and leaves a Hugging Face folder."""
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
-    plan = dataclasses.replace(PLAN, num_steps=arguments.steps) if arguments.steps else PLAN
-    run(build_model(model_config(), plan.seed), prepare(plan), plan, arguments)
+    if arguments.continue_from is None:
+        plan, chat_seed = PLAN, SEED + 2
+        model = build_model(model_config(), plan.seed)
+    else:
+        plan, chat_seed = SECOND_PASS, SEED + 100
+        model = LlamaForCausalLM.from_pretrained(arguments.continue_from, dtype=torch.float32)
+        model.train()
+    if arguments.steps:
+        plan = dataclasses.replace(plan, num_steps=arguments.steps)
+    run(model, prepare(plan, chat_seed), plan, arguments)
 
 
 if __name__ == "__main__":

@@ -75,14 +75,20 @@ torch.compile {compiled} |
 
 Losses on the way (step: Python, chat answers): {history}.
 
-The run is deterministic: fixed seeds, sorted files, a fixed number of threads. Another kind
-of CPU, number of threads, torch version or Python version (other library source) gives
-slightly different weights of the same quality.
+{passes}Seeds, the order of files and the number of threads are fixed. Another kind of CPU, number
+of threads, torch version or Python version (other library source) gives slightly different
+weights of the same quality.
 
 {scores}
 ## Licence
 The weights are under the project's Apache-2.0 licence. The Python standard library, whose source
 was the training text, is under the PSF licence.
+"""
+
+_SECOND_PASS = """These numbers are of a second pass (`--continue-from`) over a checkpoint that
+the plan of the same script had made in 1,200 steps (2.42 million tokens, learning rate 0.002,
+losses 2.65 and 0.143).
+
 """
 
 _SCORES = """## How well it answers
@@ -111,6 +117,7 @@ def model_card(
     num_files: int,
     num_python_tokens: int,
     compiled: bool,
+    is_second_pass: bool,
     scores: str,
 ) -> str:
     """The card's text; `scores` is a section from `score_table`."""
@@ -136,5 +143,6 @@ def model_card(
         python=platform.python_version(),
         torch=torch.__version__,
         transformers=transformers.__version__,
+        passes=_SECOND_PASS if is_second_pass else "",
         scores=scores,
     )

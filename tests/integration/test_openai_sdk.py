@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections.abc import Iterator
 
+import httpx
 import openai
 import pytest
 
@@ -135,23 +136,41 @@ def test_length_and_min_tokens(client: openai.OpenAI, engine: Engine) -> None:
     assert reply.choices[0].finish_reason == "length"
 
 
-def test_ignore_eos_and_stop_token_ids(client: openai.OpenAI, engine: Engine) -> None:
-    def ask(**extra: object) -> openai.types.chat.ChatCompletion:
-        return client.chat.completions.create(
+def test_ignore_eos(client: openai.OpenAI, engine: Engine) -> None:
+    reply = client.chat.completions.create(
+        model=engine.model,
+        messages=GREETING,
+        temperature=0,
+        max_tokens=24,
+        extra_body={"ignore_eos": True},
+    )
+    assert reply.usage is not None
+    assert reply.usage.completion_tokens == 24
+    assert reply.choices[0].finish_reason == "length"
+
+
+def test_stop_token_ids(client: openai.OpenAI, engine: Engine) -> None:
+    def complete(**extra: object) -> openai.types.CompletionChoice:
+        return client.completions.create(
             model=engine.model,
-            messages=GREETING,
+            prompt="import os\nimport sys\n",
             temperature=0,
             max_tokens=24,
-            logprobs=True,
+            logprobs=0,
             extra_body=extra,
-        )
+        ).choices[0]
 
-    assert ask(ignore_eos=True).usage.completion_tokens == 24
-    prompt = list(range(60, 70))
-    free = client.completions.create(
-        model=engine.model, prompt=prompt, max_tokens=1, temperature=0, extra_body={"min_tokens": 1}
-    )
-    assert free.choices[0].finish_reason == "length"
+    free = complete()
+    tokens = free.logprobs.tokens
+    stop = tokens[5]
+    body = {"prompt": stop, "add_special_tokens": False}
+    stop_ids = httpx.post(f"{engine.url}/tokenize", json=body, timeout=60).json()["tokens"]
+    assert len(stop_ids) == 1, f"{stop!r} is not one token"
+    stopped = complete(stop_token_ids=stop_ids)
+    first = tokens.index(stop)
+    assert stopped.finish_reason == "stop"
+    assert stopped.text == "".join(tokens[:first])
+    assert len(stopped.logprobs.tokens) == first + 1
 
 
 def test_chat_logprobs(client: openai.OpenAI, engine: Engine) -> None:

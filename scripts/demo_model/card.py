@@ -85,9 +85,8 @@ The weights are under the project's Apache-2.0 licence. The Python standard libr
 was the training text, is under the PSF licence.
 """
 
-_SECOND_PASS = """These numbers are of a second pass (`--continue-from`) over a checkpoint that
-the plan of the same script had made in 1,200 steps (2.42 million tokens, learning rate 0.002,
-losses 2.65 and 0.143).
+_SECOND_PASS = """These numbers are of a second pass (`--continue-from`) over a finished
+checkpoint of this script, whose own card tells of the first.
 
 """
 

@@ -49,15 +49,15 @@ class MistralParser(ToolParser):
         return self._take_as_text()
 
     def _after_call(self, is_last: bool) -> bool:
-        self._buffer = self._buffer.lstrip()
-        if self._in_list and not self._buffer and not is_last:
-            return False
-        if self._in_list and self._buffer.startswith(","):
-            self._buffer = self._buffer[1:]
-            self._announced = ","
-            self._state = self._before_call
-            return True
         if self._in_list:
+            self._buffer = self._buffer.lstrip()
+            if not self._buffer and not is_last:
+                return False
+            if self._buffer.startswith(","):
+                self._buffer = self._buffer[1:]
+                self._announced = ","
+                self._state = self._before_call
+                return True
             self._buffer = self._buffer.removeprefix("]")
         self._state = self._in_text
         return True

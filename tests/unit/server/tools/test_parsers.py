@@ -129,6 +129,7 @@ COMPACT = ("f", '{"x":1}')
         ),
         (MistralParser, '[TOOL_CALLS]f[ARGS]{"x": 1}', [F]),
         (MistralParser, '[TOOL_CALLS]f[CALL_ID]12345[ARGS]{"x": 1}[TOOL_CALLS]f{"x": 1}', [F, F]),
+        (MistralParser, '[TOOL_CALLS]{"name": "f", "arguments": {"x": 1}} then', [F, " then"]),
         (MistralParser, "[TOOL_CALLS]no call", ["[TOOL_CALLS]no call"]),
         (MistralParser, "[TOOL_CALLS][1, 2]", ["[TOOL_CALLS][1, 2]"]),
         (MistralParser, "[TOOL_CALLS]" + "x" * 300 + "{}", ["[TOOL_CALLS]" + "x" * 300 + "{}"]),

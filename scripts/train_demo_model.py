@@ -1,7 +1,6 @@
 """Trains the embedded demo model from nothing but the interpreter's own standard library.
 
 Usage: python scripts/train_demo_model.py --out DIR
-       python scripts/train_demo_model.py --out DIR --continue-from EARLIER_DIR
 """
 
 import argparse
@@ -27,23 +26,17 @@ NUM_QUESTIONS = 40
 SEED = 20240607
 
 PLAN = TrainingPlan(
-    num_steps=1200,
-    num_chat_rows=13,
+    num_steps=2800,
+    num_chat_rows=14,
     chat_row_length=96,
-    num_python_rows=3,
+    num_python_rows=4,
     python_row_length=256,
     warmup_steps=40,
-    decay_steps=1000,
+    decay_steps=2400,
     learning_rate=2e-3,
     betas=(0.9, 0.98),
     seed=SEED,
 )
-
-
-SECOND_PASS = dataclasses.replace(
-    PLAN, num_steps=900, warmup_steps=20, decay_steps=880, learning_rate=1e-3
-)
-"""Over a finished checkpoint, with chats that it has not seen."""
 
 
 @dataclass(slots=True)
@@ -73,7 +66,7 @@ def model_config() -> LlamaConfig:
     )
 
 
-def prepare(plan: TrainingPlan, chat_seed: int) -> Material:
+def prepare(plan: TrainingPlan) -> Material:
     """Reads the library, trains the tokenizer and packs both streams."""
     pieces, num_files = standard_library_pieces(plan.seed)
     sample = itertools.islice(transcripts(plan.seed + 1), NUM_TOKENIZER_CHATS)
@@ -82,8 +75,8 @@ def prepare(plan: TrainingPlan, chat_seed: int) -> Material:
     python = packing.python_stream(tokenizer, pieces)
     chat = packing.chat_stream(
         tokenizer,
-        transcripts(chat_seed),
-        interpreter_sessions(chat_seed + 1),
+        transcripts(plan.seed + 2),
+        interpreter_sessions(plan.seed + 3),
         plan.num_steps * plan.chat_tokens_per_step,
     )
     return Material(tokenizer, python, chat, num_files)
@@ -116,7 +109,6 @@ def run(
         num_files=material.num_files,
         num_python_tokens=len(material.python.ids),
         compiled=not arguments.no_compile,
-        is_second_pass=arguments.continue_from is not None,
         scores=score_table(scores, NUM_QUESTIONS),
     )
     export(model, material.tokenizer, card, arguments.out)
@@ -126,7 +118,6 @@ def run(
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
-    parser.add_argument("--continue-from", type=Path, help="train a finished checkpoint once more")
     parser.add_argument("--steps", type=int, help="stop after fewer steps (to try the script)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument(
@@ -139,16 +130,10 @@ def main() -> None:
     """Trains by the plan, or by one of fewer steps, and leaves a Hugging Face folder."""
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
-    if arguments.continue_from is None:
-        plan, chat_seed = PLAN, SEED + 2
-        model = build_model(model_config(), plan.seed)
-    else:
-        plan, chat_seed = SECOND_PASS, SEED + 100
-        model = LlamaForCausalLM.from_pretrained(arguments.continue_from, dtype=torch.float32)
-        model.train()
+    plan = PLAN
     if arguments.steps:
         plan = dataclasses.replace(plan, num_steps=arguments.steps)
-    run(model, prepare(plan, chat_seed), plan, arguments)
+    run(build_model(model_config(), plan.seed), prepare(plan), plan, arguments)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ torch.compile {compiled} |
 
 Losses on the way (step: Python, chat answers): {history}.
 
-{passes}Seeds, the order of files and the number of threads are fixed. Another kind of CPU, number
+Seeds, the order of files and the number of threads are fixed. Another kind of CPU, number
 of threads, torch version or Python version (other library source) gives slightly different
 weights of the same quality.
 
@@ -83,11 +83,6 @@ weights of the same quality.
 ## Licence
 The weights are under the project's Apache-2.0 licence. The Python standard library, whose source
 was the training text, is under the PSF licence.
-"""
-
-_SECOND_PASS = """These numbers are of a second pass (`--continue-from`) over a finished
-checkpoint of this script, whose own card tells of the first.
-
 """
 
 _SCORES = """## How well it answers
@@ -116,7 +111,6 @@ def model_card(
     num_files: int,
     num_python_tokens: int,
     compiled: bool,
-    is_second_pass: bool,
     scores: str,
 ) -> str:
     """The card's text; `scores` is a section from `score_table`."""
@@ -142,6 +136,5 @@ def model_card(
         python=platform.python_version(),
         torch=torch.__version__,
         transformers=transformers.__version__,
-        passes=_SECOND_PASS if is_second_pass else "",
         scores=scores,
     )

@@ -154,13 +154,13 @@ def small_talk(rng: random.Random) -> Exchange:
 
 
 SKILLS: dict[Skill, int] = {
-    arithmetic: 30,
-    repetition: 15,
-    counting: 14,
-    spelling: 13,
-    json_answer: 12,
-    small_talk: 8,
-    neighbour: 8,
+    arithmetic: 28,
+    counting: 22,
+    repetition: 14,
+    json_answer: 14,
+    spelling: 10,
+    small_talk: 7,
+    neighbour: 5,
 }
 
 

@@ -14,10 +14,12 @@ from tokasaurus.ipc.messages.to_manager import RunnerCapabilities, StepOutput
 from tokasaurus.ipc.messages.to_worker import StepInput
 from tokasaurus.model.attention.backend import AttentionBackend, CausalModel
 from tokasaurus.model.attention.registry import create_backend
+from tokasaurus.model.device_copy import to_device
 from tokasaurus.model.kernels.install import with_cpu_kernels
 from tokasaurus.model.sampling.sampler import SampledTokens, sample
 from tokasaurus.tokenization.tokenizer import Tokenizer
 from tokasaurus.worker.device_batch import BatchBuilder, DeviceBatch
+from tokasaurus.worker.forward_pass import ForwardPass
 from tokasaurus.worker.grammar_tokens import GrammarTokens
 from tokasaurus.worker.memory import KVRequest, choose_num_blocks, free_device_bytes
 from tokasaurus.worker.prompt_scoring import PromptScorer, PromptScores
@@ -83,6 +85,7 @@ class TorchRunner:
         self._load_model = load_model
         self._model: CausalModel
         self._backend: AttentionBackend
+        self._forward_pass: ForwardPass
         self._num_blocks = 0
 
     @property
@@ -122,6 +125,7 @@ class TorchRunner:
         )
         if self._settings.cpu_kernels and self._device.type == "cpu":
             self._model = with_cpu_kernels(self._model, self._backend)
+        self._forward_pass = ForwardPass(self._model, self._backend, self._device)
         self._reset()
 
     def _attention_backend_name(self) -> str:
@@ -191,8 +195,7 @@ class TorchRunner:
             prefill_ids = self._to_device(self._inside_vocabulary(batch.prefill_ids))
             decode_ids = self._last_tokens[self._to_device(batch.decode_slots)]
             ids_T = torch.cat([prefill_ids, decode_ids])
-            self._backend.plan(batch.attention)
-            hidden_TD = self._model.forward(ids_T, self._to_device(batch.positions), self._backend)
+            hidden_TD = self._forward_pass.run(ids_T, batch.positions, batch.attention)
             for chunk in batch.prompt_chunks:
                 scores = self._prompt_scorer.score(chunk, hidden_TD, ids_T)
                 if scores is not None:
@@ -257,7 +260,7 @@ class TorchRunner:
             self._last_tokens = torch.nn.functional.pad(self._last_tokens, (0, missing))
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(array).to(self._device)
+        return to_device(array, self._device)
 
 
 def _warm_up_text(step: StepInput) -> str:

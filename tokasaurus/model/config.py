@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from tokasaurus.errors import ModelError
+from tokasaurus.model.parallel import ALONE, ParallelContext
 
 INERT_KEYS = frozenset(
     {
@@ -115,6 +116,13 @@ class ConfigReader:
             raise ModelError(f"{self._where}: {key} must be a string, not {value!r}.")
         return value
 
+    def naturals(self, key: str) -> tuple[int, ...]:
+        """A list of integers from 0 on; empty where there is none."""
+        value = [] if self._get(key) is None else self._get(key)
+        if not isinstance(value, list) or any(type(x) is not int or x < 0 for x in value):
+            raise ModelError(f"{self._where}: {key} must be a list of indices, not {value!r}.")
+        return tuple(value)
+
     def texts(self, key: str) -> tuple[str, ...] | None:
         value = self._get(key)
         if value is None:
@@ -186,6 +194,22 @@ class RopeSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MoESpec:
+    """Mixtures of experts, in place of the MLP of some layers."""
+
+    num_experts: int
+    num_experts_per_token: int
+    intermediate_size: int
+    """Of one expert."""
+    normalize_weights: bool
+    """The weights of a token's experts sum to one."""
+    shared_intermediate_size: int | None = None
+    """Of an expert that sees every token, behind a sigmoid gate."""
+    layers: frozenset[int]
+    """The layers that have experts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderSpec:
     """One decoder-only transformer with rotary positions."""
 
@@ -211,6 +235,8 @@ class DecoderSpec:
     sliding_windows: tuple[int | None, ...]
     """One per layer."""
     tie_embeddings: bool = False
+    moe: MoESpec | None = None
+    """`intermediate_size` is that of the layers without experts."""
 
     def context_length(self, max_model_len: int | None) -> int:
         """The context to serve: the user's choice, within what the positions allow."""
@@ -230,6 +256,8 @@ class TensorSpec:
 
     dtype: torch.dtype
     device: torch.device
+    parallel: ParallelContext = ALONE
+    """Which share of the weights is this worker's; layers shard themselves by it."""
 
     def empty(self, *shape: int) -> torch.nn.Parameter:
         data = torch.empty(shape, dtype=self.dtype, device=self.device)

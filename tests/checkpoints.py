@@ -121,6 +121,45 @@ NATIVE: dict[str, tuple[str, dict[str, Any]]] = {
         "FalconConfig",
         {**_FALCON, "multi_query": False, "parallel_attn": False, "bias": True},
     ),
+    "mixtral": ("MixtralConfig", {**_MOE, "num_local_experts": 4, "sliding_window": 24}),
+    "qwen2_moe": (
+        "Qwen2MoeConfig",
+        {
+            **_MOE,
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 40,
+            "shared_expert_intermediate_size": 56,
+        },
+    ),
+    "qwen2_moe_mixed": (
+        "Qwen2MoeConfig",
+        {
+            **_MOE,
+            "num_hidden_layers": 4,
+            "num_experts": 4,
+            "norm_topk_prob": True,
+            "moe_intermediate_size": 48,
+            "shared_expert_intermediate_size": 48,
+            "decoder_sparse_step": 2,
+            "mlp_only_layers": [3],
+            "use_sliding_window": True,
+            "sliding_window": 20,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+        },
+    ),
+    "qwen3_moe": (
+        "Qwen3MoeConfig",
+        {
+            **_MOE,
+            "num_hidden_layers": 3,
+            "num_experts": 5,
+            "norm_topk_prob": True,
+            "moe_intermediate_size": 48,
+            "head_dim": 32,
+            "mlp_only_layers": [1],
+        },
+    ),
 }
 """Families and variants that the native decoder runs: config class and arguments."""
 
@@ -162,20 +201,6 @@ TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
             "sliding_window": 24,
             "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
         },
-    ),
-    "mixtral": ("MixtralConfig", {**_MOE, "num_local_experts": 4, "sliding_window": 24}),
-    "qwen2_moe": (
-        "Qwen2MoeConfig",
-        {
-            **_MOE,
-            "num_experts": 4,
-            "moe_intermediate_size": 48,
-            "shared_expert_intermediate_size": 48,
-        },
-    ),
-    "qwen3_moe": (
-        "Qwen3MoeConfig",
-        {**_MOE, "num_experts": 4, "moe_intermediate_size": 48, "head_dim": 16},
     ),
     "gpt_oss": (
         "GptOssConfig",

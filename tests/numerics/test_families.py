@@ -35,7 +35,7 @@ def test_longrope_beyond_the_original_length(checkpoint: Checkpoint) -> None:
     np.testing.assert_allclose(logprobs, expected_logprobs, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "phi3", "falcon_40b"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "phi3", "falcon_40b", "mixtral", "qwen2_moe"])
 def test_bfloat16_logits_are_as_close_as_transformers(family: str, checkpoint: Checkpoint) -> None:
     folder = checkpoint(family)
     ids = torch.tensor(mixed_prompts(12, VOCAB_SIZE)[-1])

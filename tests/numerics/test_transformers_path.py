@@ -33,7 +33,9 @@ def test_refused_with_the_list_of_what_works(family: str, checkpoint: Checkpoint
         load(checkpoint(family), "auto")
 
 
-@pytest.mark.parametrize("family", ["llama3", "mistral", "qwen2_window", "phi3_longrope"])
+@pytest.mark.parametrize(
+    "family", ["llama3", "mistral", "qwen2_window", "phi3_longrope", "qwen2_moe", "qwen3_moe"]
+)
 def test_a_native_family_can_be_sent_through_transformers(
     family: str, checkpoint: Checkpoint
 ) -> None:

@@ -15,7 +15,19 @@ from tokasaurus.model.registry import ModelPath
 Checkpoint = Callable[..., Path]
 
 MAX_TOKENS = 12
-NATIVE = ["llama", "llama3", "mistral", "qwen2", "qwen3", "phi3", "falcon_7b", "falcon_40b"]
+NATIVE = [
+    "llama",
+    "llama3",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "phi3",
+    "falcon_7b",
+    "falcon_40b",
+    "mixtral",
+    "qwen2_moe_mixed",
+    "qwen3_moe",
+]
 TRANSFORMERS = ["gpt2", "gpt_neox", "opt", "phi", "gemma2", "mixtral"]
 
 

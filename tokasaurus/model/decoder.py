@@ -4,6 +4,8 @@ Shapes: T tokens of a step, S rows that are sampled, D hidden size, N query head
 R rotated elements, V vocabulary.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -12,6 +14,7 @@ from tokasaurus.model.config import DecoderSpec, TensorSpec
 from tokasaurus.model.layers.activation import ACTIVATIONS
 from tokasaurus.model.layers.embedding import Embedding, Head
 from tokasaurus.model.layers.linear import GateUpLinear, Linear, LinearPacker, QKVLinear
+from tokasaurus.model.layers.moe import MixtureOfExperts
 from tokasaurus.model.layers.norm import RMSNorm, make_norm
 from tokasaurus.model.layers.rotary import Rotary, apply_rotary
 
@@ -88,6 +91,17 @@ class PlainMLP(nn.Module):
         return self.down(self.activation(self.up(x_TD)))
 
 
+def make_mlp(spec: DecoderSpec, index: int, tensors: TensorSpec) -> nn.Module:
+    """What a layer has beside its attention."""
+    if spec.moe is not None and index in spec.moe.layers:
+        shared_size = spec.moe.shared_intermediate_size
+        shared = None
+        if shared_size is not None:
+            shared = GatedMLP(replace(spec, intermediate_size=shared_size), tensors)
+        return MixtureOfExperts(spec, tensors, shared)
+    return {"gated": GatedMLP, "plain": PlainMLP}[spec.mlp](spec, tensors)
+
+
 class DecoderLayer(nn.Module):
     """Attention and MLP, one after the other or side by side.
 
@@ -102,7 +116,7 @@ class DecoderLayer(nn.Module):
         self.has_mlp_norm = spec.block != "parallel_shared_norm"
         if self.has_mlp_norm:
             self.mlp_norm = make_norm(spec.norm, spec.hidden_size, spec.norm_eps, tensors)
-        self.mlp = {"gated": GatedMLP, "plain": PlainMLP}[spec.mlp](spec, tensors)
+        self.mlp = make_mlp(spec, index, tensors)
 
     def forward(
         self,

@@ -19,9 +19,12 @@ from tokasaurus.model.families.falcon import FALCON
 from tokasaurus.model.families.family import Family
 from tokasaurus.model.families.llama import LLAMA
 from tokasaurus.model.families.mistral import MISTRAL
+from tokasaurus.model.families.mixtral import MIXTRAL
 from tokasaurus.model.families.phi3 import PHI3
 from tokasaurus.model.families.qwen2 import QWEN2
+from tokasaurus.model.families.qwen2_moe import QWEN2_MOE
 from tokasaurus.model.families.qwen3 import QWEN3
+from tokasaurus.model.families.qwen3_moe import QWEN3_MOE
 from tokasaurus.model.transformers_path.model import load_transformers_model
 from tokasaurus.model.transformers_path.support import WHAT_WORKS
 from tokasaurus.model.weights.checkpoint import Checkpoint
@@ -30,7 +33,20 @@ from tokasaurus.model.weights.loading import Progress, fill_with_dummy_weights, 
 ModelPath = Literal["auto", "native", "transformers"]
 LoadFormat = Literal["auto", "safetensors", "dummy"]
 
-FAMILIES = {family.architecture: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, PHI3, FALCON)}
+FAMILIES = {
+    family.architecture: family
+    for family in (
+        LLAMA,
+        MISTRAL,
+        QWEN2,
+        QWEN3,
+        PHI3,
+        FALCON,
+        MIXTRAL,
+        QWEN2_MOE,
+        QWEN3_MOE,
+    )
+}
 """By the architecture that config.json names."""
 
 DTYPES = {

@@ -5,6 +5,7 @@ The doc string under a field is its line in `toka --help`.
 
 from typing import Literal
 
+from tokasaurus.config.compile_options import read_compile_options
 from tokasaurus.config.strict_config import StrictConfig
 from tokasaurus.errors import ConfigError
 
@@ -73,6 +74,17 @@ class EngineConfig(StrictConfig):
     """Attention implementation, such as torch, cpu or flashinfer; auto: the fastest that works."""
     cpu_kernels: bool = True
     """On a CPU, compute with our own C++ kernels, which are compiled once per machine."""
+    torch_compile: bool = False
+    """Compile native decoders with torch.compile; start-up takes longer. On a CPU with
+    cpu_kernels=F."""
+    torch_compile_config: list[str] | str | None = None
+    """How: key=value texts (mode, backend, options.NAME) or one JSON object; None: torch's ways."""
+    use_cudagraphs: bool = True
+    """Replay decode steps as CUDA graphs, where device and attention backend can."""
+    cudagraph_max_size: int = 256
+    """Most sequences of a decode step that is replayed as a graph."""
+    cudagraph_step: int = 16
+    """Graphs are captured for multiples of this many sequences (and for 1, 2, 4 and 8)."""
     model_path: Literal["auto", "native", "transformers"] = "auto"
     """Code that runs the model; auto: native if it knows the architecture, else transformers."""
     load_format: Literal["auto", "safetensors", "dummy"] = "auto"
@@ -84,6 +96,8 @@ class EngineConfig(StrictConfig):
     """Tokens in one block of the KV cache."""
     kv_cache_num_tokens: int | None = None
     """Size of the KV cache in tokens; None: from measured free memory."""
+    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
+    """Number format of the KV cache; fp8 (e4m3, unscaled) halves it where the backend can."""
     kv_cache_memory_fraction: float = 0.8
     """Share of the free device memory that the KV cache takes (on a CPU at most 4 GiB)."""
     max_tokens_per_forward: int = 2048
@@ -148,10 +162,21 @@ class EngineConfig(StrictConfig):
                 f"max_seqs_per_forward ({self.max_seqs_per_forward}), because every running "
                 "sequence takes one token of each forward pass."
             )
+        self._check_compilation()
         if self.kv_cache_num_tokens is not None and self.kv_cache_num_tokens < self.page_size:
             raise ConfigError(
                 f"kv_cache_num_tokens ({self.kv_cache_num_tokens}) must hold at least one block "
                 f"of page_size ({self.page_size}) tokens."
+            )
+
+    def _check_compilation(self) -> None:
+        if self.torch_compile_config is not None and not self.torch_compile:
+            raise ConfigError("torch_compile_config has no effect without torch_compile=T.")
+        read_compile_options(self.torch_compile_config)
+        if self.torch_compile and self.device == "cpu" and self.cpu_kernels:
+            raise ConfigError(
+                "torch_compile=T and cpu_kernels=T contradict each other on a CPU: the kernels "
+                "run all layers in one call. Set cpu_kernels=F or torch_compile=F."
             )
 
     def _check_ranges(self) -> None:
@@ -189,6 +214,8 @@ _LEAST = {
     "kv_cache_num_tokens": 1,
     "max_tokens_per_forward": 1,
     "max_seqs_per_forward": 1,
+    "cudagraph_max_size": 1,
+    "cudagraph_step": 1,
     "scheduling_steps_ahead": 0,
     "cpu_threads": 1,
     "dp_size": 1,

@@ -104,6 +104,9 @@ class Engine:
         self._outputs.handle(self._in_flight.popleft(), output)
         self.counters.worker_wait_seconds += output.wait_seconds
         self.counters.worker_execute_seconds += output.execute_seconds
+        self.counters.device_idle_seconds += output.device_idle_seconds
+        self.counters.device_busy_seconds += output.device_busy_seconds
+        self.counters.num_recompiles += output.num_recompiles
         self._preempter.settle()
 
     def schedule(self) -> StepInput | None:

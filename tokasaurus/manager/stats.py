@@ -16,6 +16,9 @@ class Counters:
     num_preemptions: int = 0
     worker_wait_seconds: float = 0.0
     worker_execute_seconds: float = 0.0
+    device_idle_seconds: float = 0.0
+    device_busy_seconds: float = 0.0
+    num_recompiles: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,4 +70,7 @@ def build_stats(dp_rank: int, gauges: Gauges, counters: Counters) -> ManagerStat
         num_preemptions=counters.num_preemptions,
         worker_wait_seconds=counters.worker_wait_seconds,
         worker_execute_seconds=counters.worker_execute_seconds,
+        device_idle_seconds=counters.device_idle_seconds,
+        device_busy_seconds=counters.device_busy_seconds,
+        num_recompiles=counters.num_recompiles,
     )

@@ -96,6 +96,17 @@ WORKER_WAIT = _counter(
     "worker_wait_seconds", "Time that a worker had nothing to run.", *_PER_REPLICA
 )
 WORKER_EXECUTE = _counter("worker_execute_seconds", "Time that a worker ran steps.", *_PER_REPLICA)
+DEVICE_IDLE = _counter(
+    "device_idle_seconds",
+    "Time that a GPU had run out of work although its worker had a step.",
+    *_PER_REPLICA,
+)
+DEVICE_BUSY = _counter(
+    "device_busy_seconds", "Time from the first to the last kernel of steps.", *_PER_REPLICA
+)
+RECOMPILES = _counter(
+    "recompiles", "Graphs that torch compiled after warm-up; there should be none.", *_PER_REPLICA
+)
 
 RUNNING = _gauge("sequences_running", "Sequences onboarded.", *_PER_REPLICA)
 QUEUED = _gauge("sequences_queued", "Sequences waiting to be onboarded.", *_PER_REPLICA)

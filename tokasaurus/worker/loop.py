@@ -87,5 +87,6 @@ class WorkerLoop:
                 output,
                 wait_seconds=launched.wait_seconds,
                 execute_seconds=finished - started,
+                device_idle_seconds=max(0.0, output.device_idle_seconds - launched.wait_seconds),
             )
         )

@@ -12,6 +12,7 @@ from functools import partial
 
 import torch
 
+from tokasaurus.config.compile_options import read_compile_options
 from tokasaurus.config.engine_config import EngineConfig
 from tokasaurus.config.model_files import (
     ModelConfig,
@@ -79,6 +80,10 @@ def build_runner(config: EngineConfig, dp_rank: int) -> ModelRunner:
         page_size=config.page_size,
         kv_cache_num_tokens=config.kv_cache_num_tokens,
         kv_cache_memory_fraction=config.kv_cache_memory_fraction,
+        kv_cache_dtype=config.kv_cache_dtype,
+        compile_options=(
+            read_compile_options(config.torch_compile_config) if config.torch_compile else None
+        ),
         max_tokens_per_forward=config.max_tokens_per_forward,
         max_seqs_per_forward=config.max_seqs_per_forward,
         load_tokenizer=partial(_load_tokenizer, config),

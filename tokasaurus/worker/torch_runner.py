@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from tokasaurus.config.compile_options import CompileOptions
 from tokasaurus.ipc.messages.to_manager import RunnerCapabilities, StepOutput
 from tokasaurus.ipc.messages.to_worker import StepInput
 from tokasaurus.model.attention.backend import AttentionBackend, CausalModel
@@ -19,6 +20,7 @@ from tokasaurus.model.kernels.install import with_cpu_kernels
 from tokasaurus.model.sampling.sampler import SampledTokens, sample
 from tokasaurus.tokenization.tokenizer import Tokenizer
 from tokasaurus.worker.device_batch import BatchBuilder, DeviceBatch
+from tokasaurus.worker.device_clock import DeviceClock, StepTiming
 from tokasaurus.worker.forward_pass import ForwardPass
 from tokasaurus.worker.grammar_tokens import GrammarTokens
 from tokasaurus.worker.memory import KVRequest, choose_num_blocks, free_device_bytes
@@ -45,6 +47,9 @@ class RunnerSettings:
     page_size: int = 16
     kv_cache_num_tokens: int | None = None
     kv_cache_memory_fraction: float = 0.8
+    kv_cache_dtype: str = "auto"
+    compile_options: CompileOptions | None = None
+    """None: the model is not compiled."""
     max_tokens_per_forward: int = 2048
     max_seqs_per_forward: int = 1024
     load_tokenizer: Callable[[], Tokenizer] | None = None
@@ -58,11 +63,13 @@ class TorchStepHandle:
     step_id: int
     sampled: SampledTokens
     prompt_scores: list[PromptScores]
-    done: torch.cuda.Event | None
+    num_recompiles: int
+    timing: StepTiming | None
+    """None where steps run synchronously."""
 
     def result(self) -> StepOutput:
-        if self.done is not None:
-            self.done.synchronize()
+        if self.timing is not None:
+            self.timing.wait()
         sampled = self.sampled
         return StepOutput(
             step_id=self.step_id,
@@ -71,6 +78,9 @@ class TorchStepHandle:
             top_ids=None if sampled.top_ids is None else sampled.top_ids.numpy().astype(np.int32),
             top_logprobs=_array(sampled.top_logprobs),
             prompt_logprobs=[scores.message() for scores in self.prompt_scores],
+            num_recompiles=self.num_recompiles,
+            device_idle_seconds=0.0 if self.timing is None else self.timing.idle_seconds,
+            device_busy_seconds=0.0 if self.timing is None else self.timing.busy_seconds,
         )
 
 
@@ -111,7 +121,7 @@ class TorchRunner:
     @property
     def description(self) -> str:
         dtype = str(self._model.dtype).removeprefix("torch.")
-        return f"{self._model.path}, {self._device}, {dtype}, attention {self._backend.name}"
+        return f"{self._forward_pass.path}, {self._device}, {dtype}, attention {self._backend.name}"
 
     def load(self, progress: Progress) -> None:
         self._model = self._load_model(progress)
@@ -125,7 +135,12 @@ class TorchRunner:
         )
         if self._settings.cpu_kernels and self._device.type == "cpu":
             self._model = with_cpu_kernels(self._model, self._backend)
-        self._forward_pass = ForwardPass(self._model, self._backend, self._device)
+        self._forward_pass = ForwardPass(
+            self._model,
+            self._backend,
+            self._device,
+            compile_options=self._settings.compile_options,
+        )
         self._reset()
 
     def _attention_backend_name(self) -> str:
@@ -159,6 +174,7 @@ class TorchRunner:
             self._device.type,
         )
         self._backend.allocate(self._num_blocks)
+        self._forward_pass.finish_warm_up()
         self._reset()
         _logger.info(
             "KV cache: %d blocks of %d tokens, %.2f GiB",
@@ -181,6 +197,7 @@ class TorchRunner:
         self._max_logits_rows = max(1, _MAX_LOGITS_BYTES // (4 * model.vocab_size))
         self._prompt_scorer = PromptScorer(model, self._max_logits_rows)
 
+        self._clock = DeviceClock()
     @torch.inference_mode()
     def execute(self, step: StepInput) -> TorchStepHandle:
         batch = self._builder.build(step)
@@ -195,7 +212,9 @@ class TorchRunner:
             prefill_ids = self._to_device(self._inside_vocabulary(batch.prefill_ids))
             decode_ids = self._last_tokens[self._to_device(batch.decode_slots)]
             ids_T = torch.cat([prefill_ids, decode_ids])
-            hidden_TD = self._forward_pass.run(ids_T, batch.positions, batch.attention)
+            hidden_TD = self._forward_pass.run(
+                ids_T, batch.positions, batch.attention, self._start_clock
+            )
             for chunk in batch.prompt_chunks:
                 scores = self._prompt_scorer.score(chunk, hidden_TD, ids_T)
                 if scores is not None:
@@ -244,15 +263,20 @@ class TorchRunner:
         self, step_id: int, sampled: SampledTokens, prompt_scores: list[PromptScores]
     ) -> TorchStepHandle:
         if self._device.type != "cuda":
-            return TorchStepHandle(step_id, sampled, prompt_scores, None)
+            recompiles = self._forward_pass.take_num_recompiles()
+            return TorchStepHandle(step_id, sampled, prompt_scores, recompiles, None)
         for result in (sampled, *prompt_scores):
             for name in ("token_ids", "logprobs", "top_ids", "top_logprobs"):
                 value = getattr(result, name, None)
                 if value is not None:
                     setattr(result, name, value.to("cpu", non_blocking=True))
-        done = torch.cuda.Event()
-        done.record()
-        return TorchStepHandle(step_id, sampled, prompt_scores, done)
+        recompiles = self._forward_pass.take_num_recompiles()
+        timing = self._clock.end_step()
+        return TorchStepHandle(step_id, sampled, prompt_scores, recompiles, timing)
+
+    def _start_clock(self) -> None:
+        if self._device.type == "cuda":
+            self._clock.start_step()
 
     def _grow_last_tokens(self) -> None:
         missing = self._builder.table.capacity - len(self._last_tokens)

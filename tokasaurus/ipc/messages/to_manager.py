@@ -153,6 +153,12 @@ class StepOutput(msgspec.Struct, frozen=True, kw_only=True, tag="step_output"):
     wait_seconds: float = 0.0
     """Time this worker had nothing to run before the step."""
     execute_seconds: float = 0.0
+    num_recompiles: int = 0
+    """Graphs that torch compiled for this step; after warm-up there should be none."""
+    device_idle_seconds: float = 0.0
+    """Time a GPU had nothing to run before this step although the worker had the step."""
+    device_busy_seconds: float = 0.0
+    """From the step's first kernel to its last, on a GPU."""
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):

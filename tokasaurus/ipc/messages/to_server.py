@@ -87,6 +87,10 @@ class ManagerStats(msgspec.Struct, frozen=True, kw_only=True, tag="manager_stats
     worker_wait_seconds: float
     worker_execute_seconds: float
     """Counters are totals since start."""
+    device_idle_seconds: float = 0.0
+    device_busy_seconds: float = 0.0
+    """Both 0 where the device is a CPU."""
+    num_recompiles: int = 0
 
 
 ToServer = ManagerReady | EngineOutputs | ManagerStats | Shutdown

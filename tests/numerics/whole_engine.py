@@ -1,7 +1,7 @@
 """The real manager and the real runner in one process, joined by channels that encode messages."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ from tests.numerics.batch_driver import CPU, load
 from tokasaurus.ipc.channels import MemoryChannel
 from tokasaurus.ipc.messages.to_manager import (
     GenerateRequest,
+    Pooling,
     ServerHello,
     TokenSampling,
     ToManager,
@@ -18,6 +19,7 @@ from tokasaurus.ipc.messages.to_manager import (
 from tokasaurus.ipc.messages.to_server import EngineOutputs, RequestFinished, ToServer
 from tokasaurus.ipc.messages.to_worker import StepInput, ToWorker
 from tokasaurus.manager.loop import Manager
+from tokasaurus.manager.onboarding import AdmissionPolicy
 from tokasaurus.manager.settings import ManagerSettings
 from tokasaurus.model.registry import ModelPath
 from tokasaurus.tokenization.tokenizer import Tokenizer
@@ -38,6 +40,7 @@ class WholeEngine:
         attention_backend: str = "torch",
         num_kv_tokens: int = 4096,
         preempt_every_steps: int = 5,
+        policy: AdmissionPolicy | None = None,
     ) -> None:
         self.runner = TorchRunner(
             RunnerSettings(
@@ -73,10 +76,12 @@ class WholeEngine:
                 max_model_len=self.runner.max_model_len,
                 vocab_size=self.runner.vocab_size,
                 description=self.runner.description,
+                hidden_size=self.runner.hidden_size,
             ),
             self._to_manager,
             [self._to_worker],
             lambda address: self._to_server,
+            policy=policy,
         )
         self.manager.greet(ServerHello(0, "memory"))
 
@@ -96,7 +101,55 @@ class WholeEngine:
         tokens: dict[int, list[int]] = defaultdict(list)
         logprobs: dict[int, list[float]] = defaultdict(list)
         ends: dict[int, RequestFinished] = {}
-        while len(ends) < len(prompts):
+        for message in self._outputs(len(prompts)):
+            _collect(message, tokens, logprobs, ends)
+        order = range(len(prompts))
+        return [tokens[i] for i in order], [logprobs[i] for i in order], [ends[i] for i in order]
+
+    def embed(
+        self,
+        prompts: Sequence[Sequence[int]],
+        pooling: Pooling,
+        *,
+        num_generations: int = 0,
+        max_tokens: int = 12,
+    ) -> tuple[list[list[float]], list[RequestFinished]]:
+        """Vectors of all prompts, while as many sequences as asked for are generated, which came
+        before them and after them in turn."""
+        for request_id, prompt in enumerate(prompts):
+            ids = np.array(prompt, np.int32)
+            if request_id < num_generations:
+                self._to_manager.send(
+                    GenerateRequest(
+                        request_id=len(prompts) + request_id,
+                        prompt_ids=ids,
+                        sampling=GREEDY,
+                        max_tokens=max_tokens,
+                    )
+                )
+            self._to_manager.send(
+                GenerateRequest(
+                    request_id=request_id,
+                    prompt_ids=ids,
+                    sampling=TokenSampling(),
+                    max_tokens=1,
+                    pooling=pooling,
+                )
+            )
+        vectors: dict[int, list[float]] = {}
+        ends: dict[int, RequestFinished] = {}
+        for message in self._outputs(len(prompts) + num_generations):
+            if message.embedding_ids is not None and message.embeddings is not None:
+                found = message.embeddings.tolist()
+                vectors.update(zip(message.embedding_ids.tolist(), found, strict=True))
+            ends.update((end.request_id, end) for end in message.finished)
+        order = range(len(prompts))
+        return [vectors[i] for i in order], [ends[i] for i in order]
+
+    def _outputs(self, num_requests: int) -> Iterator[EngineOutputs]:
+        """Run until so many requests have ended."""
+        num_ended = 0
+        while num_ended < num_requests:
             self.manager.tick()
             steps = self._to_worker.drain()
             assert steps or self.manager.engine.num_steps_in_flight == 0
@@ -104,9 +157,8 @@ class WholeEngine:
                 self._to_manager.send(self.runner.execute(step).result())
             for message in self._to_server.drain():
                 if isinstance(message, EngineOutputs):
-                    _collect(message, tokens, logprobs, ends)
-        order = range(len(prompts))
-        return [tokens[i] for i in order], [logprobs[i] for i in order], [ends[i] for i in order]
+                    num_ended += len(message.finished)
+                    yield message
 
 
 def _collect(

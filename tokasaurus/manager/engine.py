@@ -156,7 +156,10 @@ class Engine:
         lengths = f"{sequence.num_prompt_tokens} prompt tokens + max_tokens {request.max_tokens}"
         if sequence.num_prompt_tokens < 1 or request.max_tokens < 1:
             return f"{lengths}: both must be at least 1"
-        if sequence.max_num_tokens > worker.max_model_len:
+        if request.pooling and not (worker.hidden_size and request.max_tokens == 1):
+            return f"{lengths}: a vector takes the place of one token, where the worker makes any"
+        num_positions = sequence.max_num_tokens - bool(request.pooling)
+        if num_positions > worker.max_model_len:
             return f"{lengths} exceed the model's context of {worker.max_model_len} tokens"
         if sequence.max_num_blocks(self.settings.page_size) > worker.num_blocks:
             num_tokens = worker.num_blocks * self.settings.page_size
@@ -214,6 +217,7 @@ class Engine:
         num_in_flight = sum(map(self.running.slots.num_tokens_in_flight, (s.slot for s in seated)))
         num_rows = sum(
             int((self.running.slots.epochs[step.row_slots] == step.row_epochs).sum())
+            + sum(self.running.slots.epochs[s] == e for s, e in step.embedded_epochs.items())
             for step in self._in_flight
         )
         assert num_in_flight == num_rows, f"{num_in_flight} tokens but {num_rows} rows in flight"

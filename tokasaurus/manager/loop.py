@@ -88,6 +88,7 @@ class Manager:
                 vocab_size=self._worker.vocab_size,
                 num_kv_tokens=self._worker.num_blocks * self._settings.page_size,
                 description=self._worker.description,
+                hidden_size=self._worker.hidden_size,
             )
         )
 

@@ -44,6 +44,8 @@ class OutputHandler:
         """(request id per token, tokens) of every step since the last message."""
         self._logprobs: list[RequestLogprobs] = []
         self._finished: list[RequestFinished] = []
+        self._embeddings: list[tuple[int, np.ndarray]] = []
+        """(request id, vector)"""
         self.num_output_tokens = 0
 
     def handle(self, step: StepInFlight, output: StepOutput) -> None:
@@ -55,6 +57,8 @@ class OutputHandler:
             )
         for prompt_logprobs in output.prompt_logprobs:
             self._take_prompt_logprobs(step, prompt_logprobs)
+        if step.embedded_epochs:
+            self._take_embeddings(step, output)
         row_slots, token_ids, rows = self._live_rows(step, output.token_ids)
         if not row_slots.size:
             return
@@ -89,10 +93,12 @@ class OutputHandler:
         finished: dict[int, list[RequestFinished]] = defaultdict(list)
         for end in self._finished:
             finished[end.request_id >> SERVER_INDEX_SHIFT].append(end)
+        embeddings = self._group_embeddings()
         self._parts, self._logprobs, self._finished = [], [], []
         messages = {}
         for server_index in tokens.keys() | logprobs.keys() | finished.keys():
             ids, counts, token_ids = tokens.get(server_index, (_NO_IDS, _NO_TOKENS, _NO_TOKENS))
+            embedding_ids, vectors = embeddings.get(server_index, (None, None))
             messages[server_index] = EngineOutputs(
                 dp_rank=self._dp_rank,
                 request_ids=ids,
@@ -100,6 +106,8 @@ class OutputHandler:
                 token_ids=token_ids,
                 logprobs=logprobs[server_index],
                 finished=finished[server_index],
+                embedding_ids=embedding_ids,
+                embeddings=vectors,
             )
         return messages
 
@@ -129,6 +137,20 @@ class OutputHandler:
                 token_ids[begin : ends[high - 1]],
             )
         return groups
+
+    def _group_embeddings(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """(request ids, their vectors) by server index; each of these requests has finished."""
+        by_server: dict[int, list[tuple[int, np.ndarray]]] = defaultdict(list)
+        for request_id, vector in self._embeddings:
+            by_server[request_id >> SERVER_INDEX_SHIFT].append((request_id, vector))
+        self._embeddings = []
+        return {
+            server_index: (
+                np.array([i for i, _ in pairs], np.int64),
+                np.stack([v for _, v in pairs]),
+            )
+            for server_index, pairs in by_server.items()
+        }
 
     def _live_rows(
         self, step: StepInFlight, token_ids: np.ndarray
@@ -171,6 +193,24 @@ class OutputHandler:
         sequence = self._running.slots.sequences[slot]
         assert sequence is not None, f"slot {slot} is free"
         return sequence
+
+    def _take_embeddings(self, step: StepInFlight, output: StepOutput) -> None:
+        """End the sequences that wait for a vector."""
+        found = () if output.embedded_slots is None else output.embedded_slots.tolist()
+        if set(found) != set(step.embedded_epochs) or output.embeddings is None:
+            raise ProtocolError(
+                f"the worker answered step {step.step_id} with vectors of slots {sorted(found)}, "
+                f"but those of {sorted(step.embedded_epochs)} were due"
+            )
+        for slot, vector in zip(found, output.embeddings, strict=True):
+            if step.embedded_epochs[slot] != self._running.slots.epochs[slot]:
+                continue
+            sequence = self._sequence(slot)
+            if np.isfinite(vector).all():
+                self._embeddings.append((sequence.request_id, vector))
+                self._finish(sequence, "stop", None, None)
+            else:
+                self._finish(sequence, "error", None, _REASONS_NOT_TO_DRAW[-1])
 
     def _take_logprobs(
         self,

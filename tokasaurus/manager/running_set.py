@@ -138,7 +138,10 @@ class RunningSet:
         slots.num_scheduled[slot] = num_scheduled
 
     def finish_prefill(self, sequence: Sequence) -> None:
-        """Its last chunk is scheduled, which draws a token: it decodes from the next step on."""
+        """Its last chunk is scheduled, which draws a token: it decodes from the next step on.
+
+        A vector in place of that token counts as one in flight.
+        """
         slots, slot = self.slots, sequence.slot
         sequence.state = SequenceState.DECODING
         del self.prefilling[slot]

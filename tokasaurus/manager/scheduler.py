@@ -32,9 +32,14 @@ class PrefillChunk:
     """The worker hears of the slot with this chunk."""
 
     @property
-    def samples(self) -> bool:
-        """It ends the known tokens, so a token is drawn after it."""
+    def is_last(self) -> bool:
+        """It ends the known tokens."""
         return self.start + self.num_tokens == self.sequence.token_ids.size
+
+    @property
+    def samples(self) -> bool:
+        """A token is drawn after it."""
+        return self.is_last and not self.sequence.request.pooling
 
 
 @dataclass(slots=True, kw_only=True)
@@ -92,7 +97,7 @@ class Scheduler:
         if step.decode_slots.size:
             running.advance_decodes()
         for chunk in step.chunks:
-            if chunk.samples:
+            if chunk.is_last:
                 running.finish_prefill(chunk.sequence)
         self._prefilled_last = bool(step.chunks)
         self._num_steps += 1

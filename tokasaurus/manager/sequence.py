@@ -94,8 +94,8 @@ class Sequence:
 
     @property
     def is_cacheable(self) -> bool:
-        """Prompt log-probabilities need every prompt token computed."""
-        return self.request.sampling.num_prompt_logprobs < 0
+        """Prompt log-probabilities and means need every prompt token computed."""
+        return self.request.sampling.num_prompt_logprobs < 0 and self.request.pooling != "mean"
 
     def max_num_blocks(self, page_size: int) -> int:
         """Blocks when it ends by length; the last token drawn is never written."""

@@ -25,6 +25,8 @@ class StepInFlight:
     """Of the running set when it was planned: no epoch changed while that is the same."""
     scored_epochs: dict[int, int]
     """Epoch by slot of the chunks that report prompt log-probabilities."""
+    embedded_epochs: dict[int, int]
+    """Epoch by slot of the chunks that end with a vector."""
 
 
 class StepBuilder:
@@ -81,6 +83,7 @@ class StepBuilder:
             num_prompt_tokens=sequence.num_prompt_tokens,
             sampling=sampling,
             token_ids=sequence.token_ids if sampling.depends_on_tokens else None,
+            pooling=sequence.request.pooling,
         )
 
     def _appended(self, step: ScheduledStep) -> tuple[np.ndarray, np.ndarray]:
@@ -111,6 +114,11 @@ class StepBuilder:
                 chunk.slot: int(epochs[chunk.slot])
                 for chunk in step.chunks
                 if chunk.sequence.request.sampling.num_prompt_logprobs >= 0
+            },
+            embedded_epochs={
+                chunk.slot: int(epochs[chunk.slot])
+                for chunk in step.chunks
+                if chunk.is_last and chunk.sequence.request.pooling
             },
         )
 

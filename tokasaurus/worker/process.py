@@ -61,6 +61,7 @@ def run_worker(config: EngineConfig, addresses: Addresses, dp_rank: int, rank: i
                 max_model_len=runner.max_model_len,
                 vocab_size=runner.vocab_size,
                 description=runner.description,
+                hidden_size=runner.hidden_size,
             )
         )
         _logger.info("ready: %s", runner.description)

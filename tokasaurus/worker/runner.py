@@ -37,6 +37,10 @@ class ModelRunner(Protocol):
     def vocab_size(self) -> int: ...
 
     @property
+    def hidden_size(self) -> int:
+        """Of embeddings; 0 where the runner makes none."""
+
+    @property
     def description(self) -> str:
         """Path taken, device, dtype and backend, for the start-up line."""
 

@@ -24,6 +24,7 @@ from tokasaurus.worker.device_clock import DeviceClock, StepTiming
 from tokasaurus.worker.forward_pass import ForwardPass
 from tokasaurus.worker.grammar_tokens import GrammarTokens
 from tokasaurus.worker.memory import KVRequest, choose_num_blocks, free_device_bytes
+from tokasaurus.worker.prompt_pooling import PooledPrompts, PromptPooler
 from tokasaurus.worker.prompt_scoring import PromptScorer, PromptScores
 from tokasaurus.worker.runner import Progress
 from tokasaurus.worker.slot_adjustments import SlotAdjustments
@@ -63,6 +64,7 @@ class TorchStepHandle:
     step_id: int
     sampled: SampledTokens
     prompt_scores: list[PromptScores]
+    pooled: PooledPrompts | None
     num_recompiles: int
     timing: StepTiming | None
     """None where steps run synchronously."""
@@ -81,6 +83,8 @@ class TorchStepHandle:
             num_recompiles=self.num_recompiles,
             device_idle_seconds=0.0 if self.timing is None else self.timing.idle_seconds,
             device_busy_seconds=0.0 if self.timing is None else self.timing.busy_seconds,
+            embedded_slots=None if self.pooled is None else np.array(self.pooled.slots, np.int32),
+            embeddings=None if self.pooled is None else self.pooled.vectors.numpy(),
         )
 
 
@@ -97,6 +101,8 @@ class TorchRunner:
         self._backend: AttentionBackend
         self._forward_pass: ForwardPass
         self._num_blocks = 0
+        self._hidden_size = 0
+        """Of the hidden states that the last step gave."""
 
     @property
     def capabilities(self) -> RunnerCapabilities:
@@ -117,6 +123,10 @@ class TorchRunner:
     @property
     def vocab_size(self) -> int:
         return self._model.vocab_size
+
+    @property
+    def hidden_size(self) -> int:
+        return self._hidden_size
 
     @property
     def description(self) -> str:
@@ -196,8 +206,9 @@ class TorchRunner:
         self._grammars = SlotGrammars(self._load_grammar_tokens)
         self._max_logits_rows = max(1, _MAX_LOGITS_BYTES // (4 * model.vocab_size))
         self._prompt_scorer = PromptScorer(model, self._max_logits_rows)
-
+        self._prompt_pooler = PromptPooler()
         self._clock = DeviceClock()
+
     @torch.inference_mode()
     def execute(self, step: StepInput) -> TorchStepHandle:
         batch = self._builder.build(step)
@@ -205,9 +216,11 @@ class TorchRunner:
         self._grammars.apply(step)
         self._prompt_scorer.forget(step.freed_slots.tolist())
         self._prompt_scorer.forget(added.slot for added in step.added_slots)
+        self._prompt_pooler.apply(step)
         self._grow_last_tokens()
         sampled = SampledTokens(token_ids=torch.empty(0, dtype=torch.int64))
         prompt_scores: list[PromptScores] = []
+        pooled: PooledPrompts | None = None
         if len(batch.positions):
             prefill_ids = self._to_device(self._inside_vocabulary(batch.prefill_ids))
             decode_ids = self._last_tokens[self._to_device(batch.decode_slots)]
@@ -215,13 +228,15 @@ class TorchRunner:
             hidden_TD = self._forward_pass.run(
                 ids_T, batch.positions, batch.attention, self._start_clock
             )
+            self._hidden_size = hidden_TD.shape[1]
             for chunk in batch.prompt_chunks:
                 scores = self._prompt_scorer.score(chunk, hidden_TD, ids_T)
                 if scores is not None:
                     prompt_scores.append(scores)
+            pooled = self._prompt_pooler.pool(step, hidden_TD)
             if len(batch.sampled_tokens):
                 sampled = self._sample(hidden_TD, batch)
-        return self._send_to_host(step.step_id, sampled, prompt_scores)
+        return self._send_to_host(step.step_id, sampled, prompt_scores, pooled)
 
     def _inside_vocabulary(self, ids: np.ndarray) -> np.ndarray:
         """Front ends refuse other ids; one that slips through must not end everyone's worker."""
@@ -260,19 +275,25 @@ class TorchRunner:
         return GrammarTokens(load_tokenizer(), self._model.vocab_size)
 
     def _send_to_host(
-        self, step_id: int, sampled: SampledTokens, prompt_scores: list[PromptScores]
+        self,
+        step_id: int,
+        sampled: SampledTokens,
+        prompt_scores: list[PromptScores],
+        pooled: PooledPrompts | None,
     ) -> TorchStepHandle:
         if self._device.type != "cuda":
             recompiles = self._forward_pass.take_num_recompiles()
-            return TorchStepHandle(step_id, sampled, prompt_scores, recompiles, None)
+            return TorchStepHandle(step_id, sampled, prompt_scores, pooled, recompiles, None)
         for result in (sampled, *prompt_scores):
             for name in ("token_ids", "logprobs", "top_ids", "top_logprobs"):
                 value = getattr(result, name, None)
                 if value is not None:
                     setattr(result, name, value.to("cpu", non_blocking=True))
+        if pooled is not None:
+            pooled.vectors = pooled.vectors.to("cpu", non_blocking=True)
         recompiles = self._forward_pass.take_num_recompiles()
         timing = self._clock.end_step()
-        return TorchStepHandle(step_id, sampled, prompt_scores, recompiles, timing)
+        return TorchStepHandle(step_id, sampled, prompt_scores, pooled, recompiles, timing)
 
     def _start_clock(self) -> None:
         if self._device.type == "cuda":

@@ -1,14 +1,22 @@
 """A manager with memory channels, a simulated worker and a client that checks what it gets."""
 
 from collections import defaultdict, deque
+from typing import Any
 
 import numpy as np
 
-from tests.unit.manager.simulated_worker import SimulatedWorker, chain, chain_all, draw
+from tests.unit.manager.simulated_worker import (
+    SimulatedWorker,
+    chain,
+    chain_all,
+    draw,
+    vector_of,
+)
 from tokasaurus.ipc.channels import MemoryChannel
 from tokasaurus.ipc.messages.to_manager import (
     CancelRequests,
     GenerateRequest,
+    Pooling,
     RunnerCapabilities,
     ServerHello,
     StepOutput,
@@ -43,6 +51,7 @@ def make_request(
     salt: str = "",
     num_top_logprobs: int = -1,
     num_prompt_logprobs: int = -1,
+    pooling: Pooling = "",
 ) -> GenerateRequest:
     return GenerateRequest(
         request_id=(server << 48) | request_id,
@@ -57,7 +66,14 @@ def make_request(
         stop_token_ids=stop,
         priority=priority,
         cache_salt=salt,
+        pooling=pooling,
     )
+
+
+def make_embedding(
+    request_id: int, prompt: list[int], pooling: Pooling, **more: Any
+) -> GenerateRequest:
+    return make_request(request_id, prompt, max_tokens=1, pooling=pooling, **more)
 
 
 def expected_outputs(request: GenerateRequest, vocab_size: int) -> tuple[list[int], str]:
@@ -112,6 +128,7 @@ class Harness:
                 max_model_len=max_model_len,
                 vocab_size=self.worker.vocab_size,
                 description="simulated",
+                hidden_size=self.worker.hidden_size,
             ),
             self.inbox,
             [self.to_worker],
@@ -126,6 +143,7 @@ class Harness:
         self.tokens: dict[int, list[int]] = defaultdict(list)
         self.finished: dict[int, RequestFinished] = {}
         self.logprobs: dict[int, list[RequestLogprobs]] = defaultdict(list)
+        self.vectors: dict[int, list[float]] = {}
         self.stats: list[ManagerStats] = []
         self.greetings: list[ManagerReady] = []
 
@@ -180,6 +198,13 @@ class Harness:
         assert offset == message.token_ids.size
         for logprobs in message.logprobs:
             self.logprobs[logprobs.request_id].append(logprobs)
+        if message.embedding_ids is not None:
+            assert message.embeddings is not None
+            pairs = zip(message.embedding_ids.tolist(), message.embeddings.tolist(), strict=True)
+            assert not set(self.vectors) & set(message.embedding_ids.tolist()), "embedded twice"
+            self.vectors.update(pairs)
+            ended = {finished.request_id for finished in message.finished}
+            assert set(message.embedding_ids.tolist()) <= ended
         for finished in message.finished:
             assert finished.request_id >> 48 == server_index
             assert finished.request_id not in self.finished, "ended twice"
@@ -189,12 +214,25 @@ class Harness:
         """Every request got the tokens that it would have got alone."""
         for request_id, request in self.requests.items():
             finished = self.finished[request_id]
+            if request.pooling:
+                self._check_vector(request, finished)
+                continue
             tokens, reason = expected_outputs(request, self.worker.vocab_size)
             got = self.tokens[request_id]
             if finished.reason in ("cancelled", "error"):
                 assert got == tokens[: len(got)]
             else:
                 assert (got, finished.reason) == (tokens, reason)
+
+    def _check_vector(self, request: GenerateRequest, finished: RequestFinished) -> None:
+        assert not self.tokens[request.request_id]
+        if finished.reason == "stop":
+            value = chain_all(request.prompt_ids.tolist())
+            expected = np.array(vector_of(value, request.sampling.seed), np.float32)
+            assert self.vectors[request.request_id] == expected.tolist()
+        else:
+            assert finished.reason in ("cancelled", "error")
+            assert request.request_id not in self.vectors
 
     def check_empty(self) -> None:
         """Nothing is held by anybody."""

@@ -35,6 +35,7 @@ class _Slot:
     num_prompt_tokens: int
     sampling: TokenSampling
     num_cached: int
+    pooling: str = ""
     table: list[int] = field(default_factory=list)
     num_tokens: int = 0
     """Whose KV is written."""
@@ -68,6 +69,7 @@ class SimulatedWorker:
         self.groups: list[HydragenGroup] = []
         self.num_grouped_rows = 0
         self._next_step = 0
+        self.hidden_size = 2
 
     def execute(self, step: StepInput) -> StepOutput:
         assert step.step_id == self._next_step
@@ -112,7 +114,7 @@ class SimulatedWorker:
             assert added.slot not in self._slots, f"slot {added.slot} is taken"
             assert added.num_cached_tokens % self.page_size == 0
             self._slots[added.slot] = _Slot(
-                added.num_prompt_tokens, added.sampling, added.num_cached_tokens
+                added.num_prompt_tokens, added.sampling, added.num_cached_tokens, added.pooling
             )
         for slot, block in zip(
             step.appended_slots.tolist(), step.appended_blocks.tolist(), strict=True
@@ -173,6 +175,7 @@ class SimulatedWorker:
         tokens: list[int] = []
         logprobs: list[float] = []
         scores: list[PromptLogprobs] = []
+        vectors: dict[int, list[float]] = {}
         for slot, start, token_ids, samples in runs:
             state = self._slots[slot]
             if samples:
@@ -182,6 +185,11 @@ class SimulatedWorker:
                 is_broken = seed in self.broken_seeds and token_id % 3 == 0
                 tokens.append(-1 if is_broken else token_id)
                 logprobs.append(-float(token_id))
+            if state.pooling:
+                assert not samples
+                assert not (state.pooling == "mean" and state.num_cached)
+                if start + len(token_ids) == state.num_prompt_tokens:
+                    vectors[slot] = vector_of(state.value, state.sampling.seed, self.broken_seeds)
             count = min(start + len(token_ids), state.num_prompt_tokens - 1) - start
             if state.sampling.num_prompt_logprobs >= 0 and count > 0:
                 scores.append(_scores(slot, start, count))
@@ -193,7 +201,14 @@ class SimulatedWorker:
             top_ids=np.tile(np.arange(5, dtype=np.int32), (num_rows, 1)),
             top_logprobs=np.zeros((num_rows, 5), np.float32),
             prompt_logprobs=scores,
+            embedded_slots=np.array(list(vectors), np.int32) if vectors else None,
+            embeddings=np.array(list(vectors.values()), np.float32) if vectors else None,
         )
+
+
+def vector_of(value: int, seed: int, broken_seeds: frozenset[int] = frozenset()) -> list[float]:
+    """The vector of a prompt whose tokens have this hash."""
+    return [float("nan") if seed in broken_seeds else value / 2**32, 1.0]
 
 
 def _scores(slot: int, start: int, count: int) -> PromptLogprobs:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.manager.harness import Harness, make_request
+from tests.unit.manager.harness import Harness, make_embedding, make_request
 from tokasaurus.manager.onboarding import AdmissionPolicy, ReserveAllTokens, ReserveKnownTokens
 
 POLICIES: dict[str, Callable[[], AdmissionPolicy | None]] = {
@@ -39,6 +39,16 @@ def _soak(harness: Harness, rng: np.random.Generator, num_requests: int) -> None
 
 def _random_request(rng: np.random.Generator, prefixes: list[list[int]], index: int):
     prompt = [*prefixes[rng.integers(5)], *rng.integers(0, 50, rng.integers(0, 9)).tolist()]
+    if rng.random() < 0.2:
+        return make_embedding(
+            index,
+            prompt,
+            "mean" if rng.random() < 0.5 else "last",
+            server=int(rng.integers(0, 2)),
+            seed=int(rng.integers(0, 6)),
+            priority=int(rng.integers(0, 2)),
+            salt="ab"[rng.integers(2)],
+        )
     return make_request(
         index,
         prompt,

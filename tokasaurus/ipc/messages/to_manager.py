@@ -1,11 +1,17 @@
 """What a manager receives: requests from servers, results from its workers.
 
 Shapes: P prompt tokens, O output tokens so far, S rows sampled in a step, K top log-probabilities
-asked for by at least one row of the step, C prompt positions scored in a step.
+asked for by at least one row of the step, C prompt positions scored in a step, E prompts embedded
+in a step, D hidden size.
 """
+
+from typing import Literal
 
 import msgspec
 import numpy as np
+
+Pooling = Literal["", "mean", "last"]
+"""Which final hidden states make a prompt's vector: the mean of all, or the last one; "": none."""
 
 
 class TokenSampling(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,7 +82,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, tag="generate")
     """int32[O]: tokens generated before (recovery, migration); they are not sent again."""
     sampling: TokenSampling
     max_tokens: int
-    """Output tokens in all, >= 1, earlier ones included."""
+    """Output tokens in all, >= 1, earlier ones included. With `pooling` it is 1: the vector comes
+    in place of a token."""
     stop_token_ids: tuple[int, ...] = ()
     """Finish with "stop" when one of these is drawn (EOS ids are in here unless ignored)."""
     priority: int = 0
@@ -85,6 +92,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, tag="generate")
     """Sequences share cached prefixes only within one salt."""
     predictor_key: str = ""
     """Groups requests of one kind for stop-length prediction (route, adapter)."""
+    pooling: Pooling = ""
+    """If set, the request ends with a vector of its prompt, and draws no token."""
 
 
 class CancelRequests(msgspec.Struct, frozen=True, tag="cancel"):
@@ -122,6 +131,8 @@ class WorkerReady(msgspec.Struct, frozen=True, kw_only=True, tag="worker_ready")
     vocab_size: int
     description: str
     """For the start-up line: path taken, device, dtype, backend."""
+    hidden_size: int = 0
+    """Of the vectors that `pooling` gives; 0 where the runner can't."""
 
 
 class PromptLogprobs(msgspec.Struct, frozen=True, kw_only=True):
@@ -153,6 +164,10 @@ class StepOutput(msgspec.Struct, frozen=True, kw_only=True, tag="step_output"):
     wait_seconds: float = 0.0
     """Time this worker had nothing to run before the step."""
     execute_seconds: float = 0.0
+    embedded_slots: np.ndarray | None = None
+    """int32[E]: slots whose prompt ended in this step and that asked for a vector; None: none."""
+    embeddings: np.ndarray | None = None
+    """float32[E, D], not normalised"""
     num_recompiles: int = 0
     """Graphs that torch compiled for this step; after warm-up there should be none."""
     device_idle_seconds: float = 0.0

@@ -1,6 +1,7 @@
 """What a server (or any front end) receives from managers.
 
-Shapes: R requests with new tokens, N new tokens of all of them, K top log-probabilities.
+Shapes: R requests with new tokens, N new tokens of all of them, K top log-probabilities, E vectors
+of hidden size D.
 """
 
 from typing import Literal
@@ -22,6 +23,8 @@ class ManagerReady(msgspec.Struct, frozen=True, kw_only=True, tag="manager_ready
     num_kv_tokens: int
     """KV cache size in tokens: one sequence can never be longer."""
     description: str
+    hidden_size: int = 0
+    """Of embeddings; 0 where the engine makes none."""
 
 
 class RequestLogprobs(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +69,10 @@ class EngineOutputs(msgspec.Struct, frozen=True, kw_only=True, tag="outputs"):
     """Only for requests that asked; entries for the same request are in order."""
     finished: list[RequestFinished] = []
     """Their tokens are in this message or an earlier one."""
+    embedding_ids: np.ndarray | None = None
+    """int64[E]: requests that end in this message with a vector; None: none."""
+    embeddings: np.ndarray | None = None
+    """float32[E, D], not normalised"""
 
 
 class ManagerStats(msgspec.Struct, frozen=True, kw_only=True, tag="manager_stats"):

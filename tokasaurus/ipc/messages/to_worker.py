@@ -10,7 +10,7 @@ D decoding slots, G Hydragen groups.
 import msgspec
 import numpy as np
 
-from tokasaurus.ipc.messages.to_manager import Shutdown, TokenSampling
+from tokasaurus.ipc.messages.to_manager import Pooling, Shutdown, TokenSampling
 
 
 class AddedSlot(msgspec.Struct, frozen=True, array_like=True):
@@ -25,6 +25,8 @@ class AddedSlot(msgspec.Struct, frozen=True, array_like=True):
     token_ids: np.ndarray | None = None
     """int32: prompt and output so far, cached ones included; None unless the draw depends on them.
     """
+    pooling: Pooling = ""
+    """If set, the prompt's last chunk gives a vector and no token."""
 
 
 class HydragenGroup(msgspec.Struct, frozen=True, array_like=True):

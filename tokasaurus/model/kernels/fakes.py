@@ -21,6 +21,13 @@ def _linear(
     return x.new_empty((x.shape[0], out_features), dtype=dtype)
 
 
+def _grouped_linear(
+    x: torch.Tensor, packed: torch.Tensor, ends: torch.Tensor, out_features: int
+) -> torch.Tensor:
+    del packed, ends
+    return x.new_empty((x.shape[0], out_features))
+
+
 def _packed_rows(packed: torch.Tensor, ids: torch.Tensor, in_features: int) -> torch.Tensor:
     return packed.new_empty((ids.numel(), in_features))
 
@@ -36,6 +43,7 @@ def _decoder_stack(hidden: torch.Tensor, *args: object) -> None:
 
 FAKES: dict[str, Callable[..., torch.Tensor | None]] = {
     "linear": _linear,
+    "grouped_linear": _grouped_linear,
     "packed_rows": _packed_rows,
     "attention": _attention,
     "decoder_stack": _decoder_stack,

@@ -6,8 +6,9 @@ from tokasaurus.model.attention.backend import AttentionBackend, CausalModel
 from tokasaurus.model.attention.cpu_backend import CpuBackend
 from tokasaurus.model.decoder import Decoder
 from tokasaurus.model.kernels.fused_decoder import FusedDecoder, can_fuse, release
-from tokasaurus.model.kernels.linear import PackedLinear
+from tokasaurus.model.kernels.linear import PackedGroupedLinear, PackedLinear
 from tokasaurus.model.kernels.loader import Kernels
+from tokasaurus.model.layers.grouped_linear import GroupedLinear
 from tokasaurus.model.layers.linear import Linear
 from tokasaurus.model.transformers_path.model import TransformersModel
 
@@ -33,13 +34,18 @@ def with_cpu_kernels(model: CausalModel, backend: AttentionBackend) -> CausalMod
 def _pack_decoder(model: Decoder, kernels: Kernels) -> None:
     def pack(weight: torch.Tensor, bias: torch.Tensor | None) -> PackedLinear:
         packed = PackedLinear(kernels, weight, bias)
-        if model.head.is_tied and weight is model.head.weight:
+        if model.embedding is not None and weight is model.embedding.weight:
             model.embedding.read_rows_with(packed.rows)
         return packed
 
+    def pack_grouped(weight: torch.Tensor) -> PackedGroupedLinear:
+        return PackedGroupedLinear(kernels, weight)
+
     model.pack_linears(pack)
     for module in model.modules():
-        if isinstance(module, Linear):
+        if isinstance(module, GroupedLinear):
+            module.finish_loading(pack_grouped)
+        if isinstance(module, Linear | GroupedLinear):
             release(module)
 
 

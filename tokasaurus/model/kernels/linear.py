@@ -1,6 +1,6 @@
 """Linear layers over weights that are held once, packed for the CPU kernels.
 
-Shapes: M rows, K input features, N output features.
+Shapes: M rows, K input features, N output features, G groups.
 """
 
 import torch
@@ -52,3 +52,15 @@ class PackedLinear:
         assert not self._gated, "a gated weight has no rows"
         rows = self._ops.packed_rows(self.packed, ids.flatten(), self.in_features)
         return rows.view(*ids.shape, self.in_features)
+
+
+class PackedGroupedLinear:
+    """A `GroupedKernel` over packed weights, in bfloat16 or float32 with float32 accumulation."""
+
+    def __init__(self, kernels: Kernels, weight_GNK: torch.Tensor) -> None:
+        self._ops = kernels.ops
+        self._out_features = weight_GNK.shape[1]
+        self._packed = self._ops.pack_group(weight_GNK)
+
+    def __call__(self, x_MK: torch.Tensor, ends_G: torch.Tensor) -> torch.Tensor:
+        return self._ops.grouped_linear(x_MK, self._packed, ends_G, self._out_features)

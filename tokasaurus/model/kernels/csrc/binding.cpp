@@ -30,19 +30,37 @@ at::Tensor huge_zeros_op(int64_t elements, at::ScalarType dtype) {
   return tensor_over(map_huge_pages(elements * c10::elementSize(dtype)), elements, dtype);
 }
 
+at::Tensor packed_memory(int64_t elements, at::ScalarType dtype) {
+  static HugePageArena arena;
+  return tensor_over(arena.allocate(elements * c10::elementSize(dtype)), elements, dtype);
+}
+
 at::Tensor pack_weight_op(const at::Tensor& weight, bool gated) {
   TORCH_CHECK(weight.dim() == 2 && weight.is_contiguous(), "weight must be a contiguous matrix");
   const Type type = type_of(weight, "weight");
   const int64_t rows = weight.size(0), columns = weight.size(1);
   TORCH_CHECK(!gated || rows % 2 == 0, "a gated weight has two halves of rows");
   const int64_t out_features = gated ? rows / 2 : rows;
-  static HugePageArena arena;
   const int64_t elements = packed_elements(out_features, columns, gated, type);
-  at::Tensor packed = tensor_over(arena.allocate(elements * weight.element_size()), elements,
-                                  weight.scalar_type());
+  at::Tensor packed = packed_memory(elements, weight.scalar_type());
   pack_weight(weight.const_data_ptr(), out_features, columns, gated, type,
               packed.mutable_data_ptr(), threads());
   return packed;
+}
+
+// Weights [G, N, K] of G groups, each packed: [G, elements].
+at::Tensor pack_group_op(const at::Tensor& weights) {
+  TORCH_CHECK(weights.dim() == 3 && weights.is_contiguous(), "weights must be contiguous matrices");
+  const Type type = type_of(weights, "weights");
+  const int64_t groups = weights.size(0), rows = weights.size(1), columns = weights.size(2);
+  const int64_t elements = packed_elements(rows, columns, false, type);
+  at::Tensor packed = packed_memory(groups * elements, weights.scalar_type());
+  const char* source = static_cast<const char*>(weights.const_data_ptr());
+  char* target = static_cast<char*>(packed.mutable_data_ptr());
+  for (int64_t g = 0; g < groups; g++)
+    pack_weight(source + g * rows * columns * weights.element_size(), rows, columns, false, type,
+                target + g * elements * weights.element_size(), threads());
+  return packed.view({groups, elements});
 }
 
 at::Tensor packed_rows_op(const at::Tensor& packed, const at::Tensor& ids, int64_t in_features) {
@@ -90,6 +108,37 @@ at::Tensor linear_op(const at::Tensor& x, const at::Tensor& packed, int64_t out_
   call.out_stride = out_features;
   call.threads = threads();
   linear(call);
+  return out;
+}
+
+// Rows ends[g - 1] .. ends[g] - 1 of x times weight g. Rows after the last end are left as they are.
+at::Tensor grouped_linear_op(const at::Tensor& x, const at::Tensor& packed, const at::Tensor& ends,
+                             int64_t out_features) {
+  check_contiguous(ends, at::kInt, "ends");
+  const Type type = type_of(packed, "packed");
+  TORCH_CHECK(x.dim() == 2 && x.scalar_type() == packed.scalar_type(), "x must be a matrix of ",
+              packed.scalar_type());
+  const int64_t groups = ends.numel(), rows = x.size(0), columns = x.size(1);
+  const int64_t elements = packed_elements(out_features, columns, false, type);
+  TORCH_CHECK(packed.is_contiguous() && packed.sizes() == at::IntArrayRef({groups, elements}),
+              "packed does not belong to x, ends and out_features");
+  at::Tensor out = at::empty({rows, out_features}, x.options());
+  LinearCall call{};
+  call.weight_type = call.out_type = type;
+  call.in_features = columns;
+  call.out_features = call.out_stride = out_features;
+  call.x_stride = row_stride(x, "x");
+  call.threads = threads();
+  const int64_t size = x.element_size();
+  const int32_t* end = ends.const_data_ptr<int32_t>();
+  for (int64_t g = 0, start = 0; g < groups; start = end[g++]) {
+    TORCH_CHECK(start <= end[g] && end[g] <= rows, "ends must rise, up to the number of rows");
+    call.num_rows = end[g] - start;
+    call.x = static_cast<const char*>(x.const_data_ptr()) + start * call.x_stride * size;
+    call.packed = static_cast<const char*>(packed.const_data_ptr()) + g * elements * size;
+    call.out = static_cast<char*>(out.mutable_data_ptr()) + start * out_features * size;
+    linear(call);
+  }
   return out;
 }
 
@@ -198,6 +247,8 @@ TOKA_LIBRARY(TOKA_NAMESPACE, m) {
       "linear(Tensor x, Tensor packed, int out_features, bool gated=False, Tensor? bias=None, "
       "Tensor? norm_weight=None, float norm_eps=0.0, Tensor? residual=None, "
       "bool float_output=False) -> Tensor");
+  m.def("pack_group(Tensor weights) -> Tensor");
+  m.def("grouped_linear(Tensor x, Tensor packed, Tensor ends, int out_features) -> Tensor");
   m.def(
       "attention_plan(Tensor query_lens, Tensor kv_lens, Tensor block_indptr, "
       "int num_prefill_rows, Tensor groups, int num_kv_heads, int group_size, int page_size, "
@@ -217,6 +268,8 @@ TOKA_LIBRARY_IMPL(TOKA_NAMESPACE, CPU, m) {
   m.impl("pack_weight", &toka::pack_weight_op);
   m.impl("packed_rows", &toka::packed_rows_op);
   m.impl("linear", &toka::linear_op);
+  m.impl("pack_group", &toka::pack_group_op);
+  m.impl("grouped_linear", &toka::grouped_linear_op);
   m.impl("attention_plan", &toka::attention_plan_op);
   m.impl("attention", &toka::attention_op);
 }

@@ -1,5 +1,8 @@
 """A mixture of experts: each token goes through the few MLPs that a router chooses for it.
 
+Tensor-parallel ranks hold a range of the experts each: every rank routes all tokens, computes what
+falls to its experts, and the ranks add up.
+
 Shapes: T tokens, D hidden size, E experts of this rank, I intermediate size, K experts per token,
 R = T * K choices.
 """
@@ -9,10 +12,25 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from tokasaurus.errors import ConfigError
 from tokasaurus.model.config import DecoderSpec, TensorSpec
 from tokasaurus.model.layers.activation import ACTIVATIONS
 from tokasaurus.model.layers.grouped_linear import GroupedLinear
 from tokasaurus.model.layers.linear import Linear
+from tokasaurus.model.parallel import ParallelContext
+
+
+def held_experts(num_experts: int, parallel: ParallelContext) -> range:
+    """This rank's experts. Raises ConfigError when a rank would have none."""
+    if parallel.tp_size > num_experts:
+        raise ConfigError(
+            f"{num_experts} experts can't be divided by tp_size={parallel.tp_size}; choose a "
+            f"tp_size of at most {num_experts}, or use pp_size or dp_size."
+        )
+    first, end = (
+        rank * num_experts // parallel.tp_size for rank in (parallel.tp_rank, parallel.tp_rank + 1)
+    )
+    return range(first, end)
 
 
 def choose_experts(
@@ -103,9 +121,10 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         assert spec.moe is not None, "the spec has no experts"
         self.spec = spec.moe
-        self.held = range(spec.moe.num_experts)
+        self.held = held_experts(spec.moe.num_experts, tensors.parallel)
         self.router = Linear(spec.hidden_size, spec.moe.num_experts, tensors, bias=False)
         self.experts = Experts(spec, self.held, tensors)
+        self._parallel = tensors.parallel
         self.has_shared = shared is not None
         if shared is not None:
             self.shared = shared
@@ -119,7 +138,8 @@ class MixtureOfExperts(nn.Module):
         )
         dispatch = Dispatch.by_expert(experts_TK, self.held, self.spec.num_experts)
         y_RD = self.experts(x_TD[dispatch.tokens_R], dispatch.ends_E)
-        total_TD = dispatch.combine(y_RD, weights_TK)
+        total_TD = dispatch.combine(y_RD, weights_TK).to(x_TD.dtype)
+        total_TD = self._parallel.all_reduce(total_TD)
         if self.has_shared:
-            total_TD += torch.sigmoid(self.shared_gate(x_TD)) * self.shared(x_TD)
-        return total_TD.to(x_TD.dtype)
+            total_TD = total_TD + torch.sigmoid(self.shared_gate(x_TD)) * self.shared(x_TD)
+        return total_TD

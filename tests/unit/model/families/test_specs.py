@@ -7,7 +7,7 @@ import pytest
 
 from tokasaurus.config.model_files import ModelConfig
 from tokasaurus.errors import ModelError
-from tokasaurus.model.config import DecoderSpec, UnsupportedFeatureError
+from tokasaurus.model.config import DecoderSpec, MoESpec, UnsupportedFeatureError
 from tokasaurus.model.registry import FAMILIES, read_family_spec
 
 SMALL: dict[str, Any] = {
@@ -198,3 +198,113 @@ def test_falcon_forms(more: dict[str, Any], block: str, num_kv_heads: int) -> No
 def test_falcon_refuses_by_name(more: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedFeatureError, match=list(more)[-1]):
         read("FalconForCausalLM", FALCON, **more)
+
+
+MOE = {
+    **SMALL,
+    "moe_intermediate_size": 48,
+    "num_experts_per_tok": 2,
+    "router_aux_loss_coef": 0.001,
+}
+
+
+def test_mixtral_as_published() -> None:
+    spec = read(
+        "MixtralForCausalLM",
+        SMALL,
+        num_local_experts=8,
+        num_experts_per_tok=2,
+        output_router_logits=False,
+        router_aux_loss_coef=0.02,
+        sliding_window=None,
+        rope_theta=1000000.0,
+        max_position_embeddings=32768,
+    )
+    assert spec.moe == MoESpec(
+        num_experts=8,
+        num_experts_per_token=2,
+        intermediate_size=128,
+        normalize_weights=True,
+        layers=frozenset(range(4)),
+    )
+    assert read("MixtralForCausalLM", SMALL).rope.theta == 1e6
+
+
+def test_qwen2_moe_as_published() -> None:
+    spec = read(
+        "Qwen2MoeForCausalLM",
+        MOE,
+        num_experts=60,
+        shared_expert_intermediate_size=5632,
+        norm_topk_prob=False,
+        decoder_sparse_step=1,
+        sliding_window=32768,
+        use_sliding_window=False,
+        max_window_layers=21,
+        mlp_only_layers=[],
+    )
+    assert spec.moe is not None
+    assert (spec.moe.num_experts, spec.moe.intermediate_size) == (60, 48)
+    assert (spec.moe.shared_intermediate_size, spec.moe.normalize_weights) == (5632, False)
+    assert spec.moe.layers == frozenset(range(4))
+    assert spec.qkv_bias
+    assert spec.sliding_windows == (None,) * 4
+    assert spec.intermediate_size == 128
+
+
+@pytest.mark.parametrize("key", ["num_experts", "num_local_experts"])
+def test_qwen3_moe_as_published(key: str) -> None:
+    spec = read(
+        "Qwen3MoeForCausalLM",
+        MOE,
+        **{key: 16},
+        norm_topk_prob=True,
+        decoder_sparse_step=1,
+        sliding_window=None,
+        use_sliding_window=False,
+        max_window_layers=48,
+        mlp_only_layers=[],
+        head_dim=128,
+        qkv_bias=False,
+        shared_expert_intermediate_size=0,
+    )
+    assert spec.moe is not None
+    assert (spec.moe.num_experts, spec.moe.normalize_weights) == (16, True)
+    assert spec.moe.shared_intermediate_size is None
+    assert (spec.head_dim, spec.qk_norm, spec.qkv_bias) == (128, True, False)
+
+
+@pytest.mark.parametrize(
+    ("more", "layers"),
+    [
+        ({}, {0, 1, 2, 3}),
+        ({"decoder_sparse_step": 2}, {1, 3}),
+        ({"decoder_sparse_step": 2, "mlp_only_layers": [3]}, {1}),
+        ({"mlp_only_layers": [0, 2]}, {1, 3}),
+        ({"decoder_sparse_step": 9}, set()),
+    ],
+)
+@pytest.mark.parametrize("architecture", ["Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM"])
+def test_layers_with_experts(architecture: str, more: dict[str, Any], layers: set[int]) -> None:
+    moe = read(architecture, MOE, **more).moe
+    assert moe is not None
+    assert moe.layers == layers
+
+
+@pytest.mark.parametrize(
+    ("architecture", "more"),
+    [
+        ("MixtralForCausalLM", {"num_local_experts": 2, "num_experts_per_tok": 3}),
+        ("Qwen2MoeForCausalLM", {"use_sliding_window": True}),
+        ("Qwen2MoeForCausalLM", {"layer_types": ["sliding_attention"] * 4}),
+        ("Qwen3MoeForCausalLM", {"shared_expert_intermediate_size": 64}),
+    ],
+)
+def test_mixtures_refuse_by_name(architecture: str, more: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedFeatureError, match=list(more)[-1]):
+        read(architecture, MOE, **more)
+
+
+def test_dense_layers_must_be_a_list_of_indices() -> None:
+    with pytest.raises(ModelError, match="mlp_only_layers must be a list of indices"):
+        read("Qwen3MoeForCausalLM", MOE, mlp_only_layers=[-1])

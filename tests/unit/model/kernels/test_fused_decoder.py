@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tokasaurus.model.attention.backend import AttentionBackend, AttentionBatch, CausalModel
 from tokasaurus.model.attention.cpu_backend import CpuBackend
 from tokasaurus.model.attention.torch_backend import TorchBackend
-from tokasaurus.model.config import DecoderSpec, RopeSpec, TensorSpec
+from tokasaurus.model.config import DecoderSpec, MoESpec, RopeSpec, TensorSpec
 from tokasaurus.model.decoder import Decoder
 from tokasaurus.model.kernels.fused_decoder import FusedDecoder
 from tokasaurus.model.kernels.install import with_cpu_kernels
@@ -50,7 +50,16 @@ FUSED: dict[str, dict[str, Any]] = {
     "window": {"sliding_windows": (5, None)},
     "partial rotary": {"rope": replace(ROPE, rotary_dim=8)},
 }
+EXPERTS = MoESpec(
+    num_experts=5,
+    num_experts_per_token=2,
+    intermediate_size=24,
+    normalize_weights=True,
+    shared_intermediate_size=56,
+    layers=frozenset({1}),
+)
 PACKED: dict[str, dict[str, Any]] = {
+    "experts": {"moe": EXPERTS},
     "gelu": {"activation": "gelu"},
     "parallel": {"block": "parallel_shared_norm", "norm": "layer", "mlp": "plain"},
 }
@@ -130,8 +139,9 @@ def test_bfloat16_is_near_float32(flavour: str) -> None:
     assert (actual - expected).abs().max() < 0.03 * expected.abs().max()
 
 
-def test_weights_are_held_once() -> None:
-    model = make_decoder(torch.bfloat16, tie_embeddings=True)
+@pytest.mark.parametrize("moe", [None, EXPERTS])
+def test_weights_are_held_once(moe: MoESpec | None) -> None:
+    model = make_decoder(torch.bfloat16, tie_embeddings=True, moe=moe)
     backend = backends(model, runnable_flavours()[0], torch.bfloat16)[1]
     with_cpu_kernels(model, backend)
     assert model.embedding.weight.numel() == 0

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tokasaurus.model.kernels.linear import PackedLinear
+from tokasaurus.model.kernels.linear import PackedGroupedLinear, PackedLinear
 from tokasaurus.model.kernels.loader import Kernels, load_kernels, runnable_flavours
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 8e-3}
@@ -56,6 +56,42 @@ def test_equals_float64(
         expected = F.silu(gate) * up
     assert y.dtype == dtype
     assert_near(y, expected, dtype)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=FIXTURE_IS_CONSTANT)
+@given(
+    counts=st.lists(st.integers(0, 6) | st.just(70), min_size=1, max_size=6),
+    num_others=st.integers(0, 3),
+    in_features=st.integers(1, 80) | st.just(300),
+    out_features=st.integers(1, 70),
+    dtype=st.sampled_from(list(TOLERANCE)),
+    seed=st.integers(0, 2**31),
+)
+def test_groups_of_rows_equal_float64(
+    kernels: Kernels,
+    counts: list[int],
+    num_others: int,
+    in_features: int,
+    out_features: int,
+    dtype: torch.dtype,
+    seed: int,
+) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    weight = torch.randn(len(counts), out_features, in_features, generator=rng)
+    weight = (weight / in_features**0.5).to(dtype)
+    x = torch.randn(sum(counts) + num_others, in_features, generator=rng).to(dtype)
+    y = PackedGroupedLinear(kernels, weight)(x, torch.tensor(counts).cumsum(0).int())
+    assert (y.shape, y.dtype) == ((len(x), out_features), dtype)
+    pieces = x[: sum(counts)].double().split(counts)
+    expected = [piece @ w.double().T for piece, w in zip(pieces, weight, strict=True)]
+    assert_near(y[: sum(counts)], torch.cat(expected), dtype)
+
+
+@pytest.mark.parametrize("ends", [[2, 1, 3], [1, 2, 6], [-1, 2, 3], [1, 2]])
+def test_ends_that_are_no_ends_are_refused(kernels: Kernels, ends: list[int]) -> None:
+    linear = PackedGroupedLinear(kernels, torch.randn(3, 8, 4))
+    with pytest.raises(RuntimeError, match=r"ends"):
+        linear(torch.randn(5, 4), torch.tensor(ends, dtype=torch.int32))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -119,8 +155,11 @@ def test_fake_tensors_have_the_shapes(kernels: Kernels) -> None:
     weight = torch.randn(8, 4).bfloat16()
     packed = kernels.ops.pack_weight(weight, False)
     x = torch.randn(3, 4).bfloat16()
-    torch.library.opcheck(
-        kernels.ops.linear.default,
-        (x, packed, 8),
-        test_utils=("test_schema", "test_faketensor"),
-    )
+    group = kernels.ops.pack_group(weight[None])
+    for operator, arguments in (
+        (kernels.ops.linear, (x, packed, 8)),
+        (kernels.ops.grouped_linear, (x, group, torch.tensor([3], dtype=torch.int32), 8)),
+    ):
+        torch.library.opcheck(
+            operator.default, arguments, test_utils=("test_schema", "test_faketensor")
+        )

@@ -13,10 +13,18 @@ from tokasaurus.model.attention.backend import AttentionBackend, AttentionLayer
 from tokasaurus.model.config import DecoderSpec, TensorSpec
 from tokasaurus.model.layers.activation import ACTIVATIONS
 from tokasaurus.model.layers.embedding import Embedding, Head
-from tokasaurus.model.layers.linear import GateUpLinear, Linear, LinearPacker, QKVLinear
+from tokasaurus.model.layers.linear import (
+    ColumnLinear,
+    GateUpLinear,
+    Linear,
+    LinearPacker,
+    QKVLinear,
+    RowLinear,
+)
 from tokasaurus.model.layers.moe import MixtureOfExperts
-from tokasaurus.model.layers.norm import RMSNorm, make_norm
+from tokasaurus.model.layers.norm import Norm, RMSNorm, make_norm
 from tokasaurus.model.layers.rotary import Rotary, apply_rotary
+from tokasaurus.model.stages import Stage
 
 
 class Attention(nn.Module):
@@ -36,7 +44,7 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(spec.head_dim, spec.norm_eps, tensors)
             self.k_norm = RMSNorm(spec.head_dim, spec.norm_eps, tensors)
         self.has_qk_norm = spec.qk_norm
-        self.out = Linear(
+        self.out = RowLinear(
             spec.num_heads * spec.head_dim,
             spec.hidden_size,
             tensors,
@@ -44,8 +52,8 @@ class Attention(nn.Module):
         )
         self.layer = AttentionLayer(
             index=index,
-            num_heads=spec.num_heads,
-            num_kv_heads=spec.num_kv_heads,
+            num_heads=self.qkv.num_heads,
+            num_kv_heads=self.qkv.num_kv_heads,
             head_dim=spec.head_dim,
             scale=spec.head_dim**-0.5,
             sliding_window=spec.sliding_windows[index],
@@ -70,7 +78,7 @@ class GatedMLP(nn.Module):
         self.gate_up = GateUpLinear(
             spec.hidden_size, spec.intermediate_size, tensors, bias=spec.mlp_bias
         )
-        self.down = Linear(spec.intermediate_size, spec.hidden_size, tensors, bias=spec.mlp_bias)
+        self.down = RowLinear(spec.intermediate_size, spec.hidden_size, tensors, bias=spec.mlp_bias)
         self.activation = ACTIVATIONS[spec.activation]
 
     def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
@@ -83,8 +91,10 @@ class PlainMLP(nn.Module):
 
     def __init__(self, spec: DecoderSpec, tensors: TensorSpec) -> None:
         super().__init__()
-        self.up = Linear(spec.hidden_size, spec.intermediate_size, tensors, bias=spec.mlp_bias)
-        self.down = Linear(spec.intermediate_size, spec.hidden_size, tensors, bias=spec.mlp_bias)
+        self.up = ColumnLinear(
+            spec.hidden_size, spec.intermediate_size, tensors, bias=spec.mlp_bias
+        )
+        self.down = RowLinear(spec.intermediate_size, spec.hidden_size, tensors, bias=spec.mlp_bias)
         self.activation = ACTIVATIONS[spec.activation]
 
     def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
@@ -136,7 +146,7 @@ class DecoderLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A `CausalModel` of one family."""
+    """A `CausalModel` of one family; with pipeline parallelism, one stage of it."""
 
     def __init__(
         self, spec: DecoderSpec, family: str, max_model_len: int, tensors: TensorSpec
@@ -144,23 +154,29 @@ class Decoder(nn.Module):
         super().__init__()
         self.path = f"native {family}"
         self.vocab_size = spec.vocab_size
+        self.hidden_size = spec.hidden_size
         self.max_model_len = max_model_len
         self.dtype = tensors.dtype
-        self.embedding = Embedding(spec.vocab_size, spec.hidden_size, tensors)
+        self.parallel = tensors.parallel
+        self.stage = Stage.of(spec, tensors.parallel)
+        self.embedding: Embedding | None = None
+        if self.stage.has_embedding:
+            self.embedding = Embedding(spec.vocab_size, spec.hidden_size, tensors)
         self.rotary = Rotary(spec.rope, max_model_len, tensors.dtype, tensors.device)
         self.layers = nn.ModuleList(
-            DecoderLayer(spec, index, tensors) for index in range(spec.num_layers)
+            DecoderLayer(spec, index, tensors) for index in self.stage.layers
         )
-        self.norm = make_norm(spec.norm, spec.hidden_size, spec.norm_eps, tensors)
-        self.head = Head(
-            spec.vocab_size,
-            spec.hidden_size,
-            tensors,
-            tied=self.embedding if spec.tie_embeddings else None,
-        )
+        self.norm: Norm | None = None
+        self.head: Head | None = None
+        if self.stage.is_last:
+            self.norm = make_norm(spec.norm, spec.hidden_size, spec.norm_eps, tensors)
+            tied = self.embedding if spec.tie_embeddings else None
+            self.head = Head(spec.vocab_size, spec.hidden_size, tensors, tied)
         self.attention_layers: tuple[AttentionLayer, ...] = tuple(
             module.layer for module in self.modules() if isinstance(module, Attention)
         )
+        for index, layer in enumerate(self.attention_layers):
+            layer.index = index
 
     def pack_linears(self, pack: LinearPacker) -> None:
         """Call once, after loading: each linear layer computes with the kernel `pack` returns."""
@@ -169,13 +185,26 @@ class Decoder(nn.Module):
                 module.finish_loading(pack)
 
     def forward(
-        self, input_ids_T: torch.Tensor, positions_T: torch.Tensor, attention: AttentionBackend
+        self, inputs_T: torch.Tensor, positions_T: torch.Tensor, attention: AttentionBackend
     ) -> torch.Tensor:
+        """Takes token ids, in later stages what the stage before returned. Returns the final hidden
+        states, in earlier stages the sum that the next layer normalises."""
         cos_sin_T1R = self.rotary(positions_T)
-        x_TD, residual_TD = self.embedding(input_ids_T), None
+        x_TD, residual_TD = inputs_T, None
+        if self.stage.is_first:
+            assert self.embedding is not None, "the first stage has the embedding"
+            x_TD = self.embedding(inputs_T)
         for layer in self.layers:
             x_TD, residual_TD = layer(x_TD, residual_TD, cos_sin_T1R, attention)
+        if self.norm is None:
+            return x_TD if residual_TD is None else x_TD + residual_TD
         return self.norm(x_TD, residual_TD)[0]
 
     def logits(self, hidden_SD: torch.Tensor) -> torch.Tensor:
+        assert self.head is not None, "the last stage has the head"
+        return self.head.whole(self.head(hidden_SD))
+
+    def shard_logits(self, hidden_SD: torch.Tensor) -> torch.Tensor:
+        """float32 logits SL of this rank's share of the vocabulary; -inf at its padding."""
+        assert self.head is not None, "the last stage has the head"
         return self.head(hidden_SD)

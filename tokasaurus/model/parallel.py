@@ -40,7 +40,7 @@ class RankGroup:
         """The elementwise maximum over the ranks, in place; `x` holds no NaN."""
         if self.size > 1:
             options = dist.AllreduceOptions()
-            options.reduceOp = dist.ReduceOp.MAX
+            options.reduceOp = dist.ReduceOp(dist.ReduceOp.MAX)
             self._run(lambda group: group.allreduce([x], options))
         return x
 
@@ -48,7 +48,7 @@ class RankGroup:
         """The elementwise minimum over the ranks, in place; `x` holds no NaN."""
         if self.size > 1:
             options = dist.AllreduceOptions()
-            options.reduceOp = dist.ReduceOp.MIN
+            options.reduceOp = dist.ReduceOp(dist.ReduceOp.MIN)
             self._run(lambda group: group.allreduce([x], options))
         return x
 

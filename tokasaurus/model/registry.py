@@ -25,6 +25,7 @@ from tokasaurus.model.families.qwen2 import QWEN2
 from tokasaurus.model.families.qwen2_moe import QWEN2_MOE
 from tokasaurus.model.families.qwen3 import QWEN3
 from tokasaurus.model.families.qwen3_moe import QWEN3_MOE
+from tokasaurus.model.parallel import ALONE, ParallelContext
 from tokasaurus.model.transformers_path.model import load_transformers_model
 from tokasaurus.model.transformers_path.support import WHAT_WORKS
 from tokasaurus.model.weights.checkpoint import Checkpoint
@@ -65,11 +66,13 @@ def load_model(
     load_format: LoadFormat,
     max_model_len: int | None,
     progress: Progress,
+    parallel: ParallelContext = ALONE,
 ) -> CausalModel:
     """The model in `model_dir`, on `device`, ready to run.
 
     "auto" takes the native decoder if it covers every value of config.json, else transformers'
-    code. Raises ModelError when neither can run it, with the reasons.
+    code. Raises ModelError when neither can run it, with the reasons, and ConfigError when it can't
+    be spread over workers as `parallel` says; each loads its own share only.
     """
     config = read_model_config(model_dir)
     chosen_dtype = choose_dtype(dtype, config, load_format)
@@ -92,7 +95,14 @@ def load_model(
                 load_format=load_format,
                 max_model_len=max_model_len,
                 progress=progress,
+                parallel=parallel,
             )
+    if not parallel.is_alone:
+        raise ConfigError(
+            f"tp_size and pp_size above 1 need a native family, and {config.architecture} would "
+            f"run through transformers ({reason}); use dp_size for more replicas instead. "
+            f"Native: {', '.join(FAMILIES)}."
+        )
     try:
         return load_transformers_model(
             model_dir,
@@ -150,8 +160,9 @@ def load_native(
     load_format: LoadFormat,
     max_model_len: int | None,
     progress: Progress,
+    parallel: ParallelContext = ALONE,
 ) -> Decoder:
-    tensors = TensorSpec(dtype=dtype, device=device)
+    tensors = TensorSpec(dtype=dtype, device=device, parallel=parallel)
     context_length = spec.context_length(max_model_len)
     model = Decoder(spec, family.name, context_length, tensors).eval()
     if load_format == "dummy":
@@ -164,5 +175,6 @@ def load_native(
         Checkpoint(folder),
         progress,
         unused=frozenset({family.head_name}) if spec.tie_embeddings else frozenset(),
+        local_path=model.stage.local_path,
     )
     return model

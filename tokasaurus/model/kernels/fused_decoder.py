@@ -26,12 +26,15 @@ class FusedDecoder:
         assert can_fuse(decoder), decoder.path
         self.attention_layers: tuple[AttentionLayer, ...] = decoder.attention_layers
         self.vocab_size = decoder.vocab_size
+        self.hidden_size = decoder.hidden_size
+        self.stage = decoder.stage
         self.max_model_len = decoder.max_model_len
         self.dtype = decoder.dtype
         self.path = f"{decoder.path}, fused CPU kernels"
         self._kernels = kernels
         self._rotary_table = decoder.rotary.table_LR
-        self._final_norm = _floats(decoder.norm.weight)
+        norm = decoder.norm
+        self._final_norm = torch.empty(0) if norm is None else _floats(norm.weight)
         first = decoder.layers[0]
         assert isinstance(first, DecoderLayer)
         assert isinstance(first.mlp, GatedMLP)
@@ -43,20 +46,23 @@ class FusedDecoder:
         for layer in decoder.layers:
             assert isinstance(layer, DecoderLayer)
             self._weights += _pack_layer(layer, kernels)
-        self._head = PackedLinear(kernels, decoder.head.weight, None, float_output=True)
+        self._head: PackedLinear | None = None
         self._embedding: torch.Tensor | None = None
-        if not decoder.head.is_tied:
+        if decoder.embedding is not None and (decoder.head is None or not decoder.head.is_tied):
             self._embedding = decoder.embedding.weight.detach()
-        release(decoder.head)
+        if decoder.head is not None:
+            self._head = PackedLinear(kernels, decoder.head.weight, None, float_output=True)
+            release(decoder.head)
         self._scales = [layer.scale for layer in self.attention_layers]
         self._softcaps = [layer.logit_softcap or 0.0 for layer in self.attention_layers]
         self._windows = [layer.sliding_window or 0 for layer in self.attention_layers]
 
     def forward(
-        self, input_ids_T: torch.Tensor, positions_T: torch.Tensor, attention: AttentionBackend
+        self, inputs_T: torch.Tensor, positions_T: torch.Tensor, attention: AttentionBackend
     ) -> torch.Tensor:
+        """As `Decoder.forward`; a later stage's input is overwritten."""
         assert isinstance(attention, CpuBackend), attention.name
-        hidden_TD = self._embed(input_ids_T)
+        hidden_TD = self._embed(inputs_T) if self.stage.is_first else inputs_T
         step = attention.stack_arguments()
         self._kernels.ops.decoder_stack(
             hidden_TD,
@@ -80,17 +86,21 @@ class FusedDecoder:
         return hidden_TD
 
     def logits(self, hidden_SD: torch.Tensor) -> torch.Tensor:
+        assert self._head is not None, "the last stage has the head"
         return self._head(hidden_SD)
 
     def _embed(self, ids_T: torch.Tensor) -> torch.Tensor:
         if self._embedding is None:
+            assert self._head is not None, "a tied embedding is in the head"
             return self._head.rows(ids_T)
         return F.embedding(ids_T, self._embedding)
 
 
 def can_fuse(decoder: Decoder) -> bool:
-    """Whether every layer has the shape that the stack computes."""
-    return isinstance(decoder.norm, RMSNorm) and all(
+    """Whether every layer has the shape that the stack computes, and nothing to ask other ranks."""
+    if decoder.parallel.tp_size > 1:
+        return False
+    return (decoder.norm is None or isinstance(decoder.norm, RMSNorm)) and all(
         isinstance(layer, DecoderLayer)
         and not layer.is_parallel
         and isinstance(layer.attention_norm, RMSNorm)

@@ -1,9 +1,12 @@
 """Token embedding and language-model head, which may share one weight.
 
-Shapes: T tokens, S sampled rows, D hidden size, V vocabulary.
+Over several tensor-parallel ranks each holds a range of the vocabulary.
+
+Shapes: T tokens, S sampled rows, D hidden size, V vocabulary, L rows of this rank's weight.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +14,42 @@ import torch.nn.functional as F
 from tokasaurus.model.config import TensorSpec
 from tokasaurus.model.layers.linear import Linear
 from tokasaurus.model.layers.loading import LoadableLayer
+from tokasaurus.model.parallel import ParallelContext
+from tokasaurus.model.sampling.noise import BLOCK_SIZE
+from tokasaurus.model.weights.tensors import CheckpointTensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VocabularyShare:
+    """The token ids of one rank. Every rank's weight has `num_rows`; the last ones may be padding.
+
+    Shares begin at multiples of the noise's blocks, so that a rank can draw among its own tokens.
+    """
+
+    vocab_size: int
+    num_rows: int
+    start: int
+    num_tokens: int
+
+    @classmethod
+    def of(cls, vocab_size: int, parallel: ParallelContext) -> "VocabularyShare":
+        if parallel.tp_size == 1:
+            return cls(vocab_size=vocab_size, num_rows=vocab_size, start=0, num_tokens=vocab_size)
+        num_blocks = -(-vocab_size // BLOCK_SIZE)
+        num_rows = -(-num_blocks // parallel.tp_size) * BLOCK_SIZE
+        start = parallel.tp_rank * num_rows
+        return cls(
+            vocab_size=vocab_size,
+            num_rows=num_rows,
+            start=start,
+            num_tokens=min(max(vocab_size - start, 0), num_rows),
+        )
+
+    def load(self, target: torch.Tensor, source: CheckpointTensor) -> None:
+        """Fill this rank's weight; padding is zero."""
+        source.expect_shape((self.vocab_size, *target.shape[1:]))
+        source.copy_to(target, slice(self.start, self.start + self.num_tokens))
+        target[self.num_tokens :].zero_()
 
 
 class Embedding(LoadableLayer):
@@ -18,36 +57,70 @@ class Embedding(LoadableLayer):
 
     def __init__(self, vocab_size: int, hidden_size: int, tensors: TensorSpec) -> None:
         super().__init__()
-        self.weight = tensors.empty(vocab_size, hidden_size)
+        self.share = VocabularyShare.of(vocab_size, tensors.parallel)
+        self.weight = tensors.empty(self.share.num_rows, hidden_size)
+        self._parallel = tensors.parallel
         self._rows: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+    def load(self, part: str, parameter: str, source: CheckpointTensor) -> None:
+        assert part == "", f"an embedding has no part {part}"
+        self.share.load(self.parameter(parameter), source)
 
     def read_rows_with(self, rows: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """From now on `rows(ids_T)` gives the vectors, and the weight is not read any more."""
         self._rows = rows
 
     def forward(self, ids_T: torch.Tensor) -> torch.Tensor:
+        if self._parallel.tp_size == 1:
+            return self._look_up(ids_T)
+        ids_T = ids_T - self.share.start
+        is_elsewhere_T = (ids_T < 0) | (ids_T >= self.share.num_tokens)
+        x_TD = self._look_up(ids_T.masked_fill(is_elsewhere_T, 0))
+        return self._parallel.all_reduce(x_TD.masked_fill_(is_elsewhere_T.unsqueeze(1), 0))
+
+    def _look_up(self, ids_T: torch.Tensor) -> torch.Tensor:
         if self._rows is not None:
             return self._rows(ids_T)
         return F.embedding(ids_T, self.weight)
 
 
 class Head(Linear):
-    """Hidden states SD to float32 logits SV; `tied` shares the embedding's weight."""
+    """Hidden states SD to float32 logits of this rank's tokens; `tied` shares its weight."""
 
     def __init__(
         self, vocab_size: int, hidden_size: int, tensors: TensorSpec, tied: Embedding | None
     ) -> None:
+        self.share = VocabularyShare.of(vocab_size, tensors.parallel)
         super().__init__(
             hidden_size,
-            vocab_size,
+            self.share.num_rows,
             tensors,
             bias=False,
             weight=None if tied is None else tied.weight,
         )
         self.is_tied = tied is not None
+        self._parallel = tensors.parallel
+
+    def load(self, part: str, parameter: str, source: CheckpointTensor) -> None:
+        assert part == "", f"a head has no part {part}"
+        self.share.load(self.parameter(parameter), source)
 
     def parameter_names(self) -> list[str]:
         return [] if self.is_tied else super().parameter_names()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x).float()
+        """SL: -inf at padding."""
+        logits_SL = super().forward(x).float()
+        if self.share.num_tokens < self.share.num_rows:
+            logits_SL[:, self.share.num_tokens :] = -torch.inf
+        return logits_SL
+
+    def whole(self, logits_SL: torch.Tensor) -> torch.Tensor:
+        """The logits of the whole vocabulary, SV, from every rank's."""
+        parts = self._parallel.tp.all_gather(logits_SL)
+        return parts[0] if len(parts) == 1 else join_shares(parts, self.share.vocab_size)
+
+
+def join_shares(parts: list[torch.Tensor], vocab_size: int) -> torch.Tensor:
+    """float32[S, V], contiguous, from the ranks' logits SL."""
+    return torch.cat(parts, dim=1)[:, :vocab_size].contiguous()

@@ -15,12 +15,8 @@ class LoadableLayer(nn.Module):
 
     def load(self, part: str, parameter: str, source: CheckpointTensor) -> None:
         """Raises ModelError when the source's shape is not the piece's."""
-        source.copy_to(self.piece(part, self.parameter(parameter)))
-
-    def piece(self, part: str, target: torch.Tensor) -> torch.Tensor:
-        """The rows of a parameter that a part fills."""
         assert part == "", f"{type(self).__name__} has no part {part}"
-        return target
+        source.copy_to(self.parameter(parameter))
 
     def parameter(self, name: str) -> torch.Tensor:
         tensor = getattr(self, name)

@@ -37,19 +37,25 @@ def load_weights(
     checkpoint: Checkpoint,
     progress: Progress,
     unused: frozenset[str] = frozenset(),
+    local_path: Callable[[str], str | None] = lambda path: path,
 ) -> None:
     """`names` maps a checkpoint's module name to "module path" or "module path:part" of `model`.
 
     Raises ModelError for a missing, unexpected or mis-shaped tensor. `unused` are checkpoint names
-    that may be there without being wanted.
+    that may be there without being wanted. `local_path` says where a module of the whole model is
+    in `model`, None if another worker has it: its tensors are not read.
     """
-    targets = _targets(model, names, num_layers)
+    targets, elsewhere = _targets(model, names, num_layers, local_path)
     num_bytes_read = 0
     for tensor in checkpoint.tensors():
         target = targets.pop(tensor.name, None)
         if target is not None:
             target.layer.load(target.part, target.parameter, tensor)
-        elif tensor.name not in unused and not _IGNORED.search(tensor.name):
+        elif (
+            tensor.name not in unused
+            and tensor.name.rpartition(".")[0] not in elsewhere
+            and not _IGNORED.search(tensor.name)
+        ):
             raise ModelError(
                 f"{checkpoint.folder} holds a tensor {tensor.name} (shape {tuple(tensor.shape)}) "
                 "that config.json does not account for; its weights and config.json do not match."
@@ -64,18 +70,27 @@ def load_weights(
         )
 
 
-def _targets(model: nn.Module, names: Mapping[str, str], num_layers: int) -> dict[str, _Target]:
-    """Every checkpoint tensor the model needs, by its name."""
-    targets = {}
+def _targets(
+    model: nn.Module,
+    names: Mapping[str, str],
+    num_layers: int,
+    local_path: Callable[[str], str | None],
+) -> tuple[dict[str, _Target], set[str]]:
+    """Every checkpoint tensor the model needs, by its name, and modules that are not in it."""
+    targets, elsewhere = {}, set()
     for theirs, ours in names.items():
         for layer in range(num_layers if LAYER in theirs else 1):
-            path, _, part = ours.replace(LAYER, str(layer)).partition(":")
+            module_name = theirs.replace(LAYER, str(layer))
+            whole_path, _, part = ours.replace(LAYER, str(layer)).partition(":")
+            path = local_path(whole_path)
+            if path is None:
+                elsewhere.add(module_name)
+                continue
             module = _find(model, path)
             for parameter in module.parameter_names() if module is not None else ():
                 assert module is not None
-                name = f"{theirs.replace(LAYER, str(layer))}.{parameter}"
-                targets[name] = _Target(module, part, parameter)
-    return targets
+                targets[f"{module_name}.{parameter}"] = _Target(module, part, parameter)
+    return targets, elsewhere
 
 
 def _find(model: nn.Module, path: str) -> LoadableLayer | None:

@@ -21,6 +21,7 @@ class CheckpointTensor:
         self._mapping = mapping
         self._offset = offset
         self._file_name = file_name
+        self.num_bytes_copied = 0
 
     @property
     def shape(self) -> torch.Size:
@@ -41,28 +42,33 @@ class CheckpointTensor:
                 f"config.json implies {tuple(shape)}; config.json and weights do not match."
             )
 
-    def copy_to(self, target: torch.Tensor, rows: slice | None = None) -> None:
-        """Copy (these rows of) the tensor, converting to the target's dtype and device."""
-        if rows is None:
+    def copy_to(
+        self, target: torch.Tensor, rows: slice | None = None, columns: slice | None = None
+    ) -> None:
+        """Copy (these rows and columns of) the tensor, in the target's dtype, to its device.
+
+        Nothing else of it is read, but for what shares a page of the file with it.
+        """
+        if rows is None and columns is None:
             self.expect_shape(target.shape)
-            first, count = 0, self.shape[0] if self.shape else 1
-        else:
-            first, count = rows.start, rows.stop - rows.start
+        source = self._data.reshape(-1) if self._data.dim() == 0 else self._data
+        target = target.reshape(-1) if target.dim() == 0 else target
         if not self._data.is_floating_point():
             raise ModelError(
                 f"Tensor {self.name} in {self._file_name} holds {self.dtype}; quantised "
                 "checkpoints are not supported, use the original floating-point one."
             )
-        if self._data.numel() == 0:
+        first, end = (0, source.shape[0]) if rows is None else (rows.start, rows.stop)
+        if source.numel() == 0 or end <= first:
             return
-        source = self._data.reshape(-1) if self._data.dim() == 0 else self._data
-        target = target.reshape(-1) if target.dim() == 0 else target
         row_bytes = self.num_bytes // source.shape[0]
         step = max(1, _CHUNK_BYTES // row_bytes)
-        for start in range(0, count, step):
-            stop = min(start + step, count)
-            target[start:stop].copy_(source[first + start : first + stop])
-            self._release((first + start) * row_bytes, (first + stop) * row_bytes)
+        for start in range(first, end, step):
+            stop = min(start + step, end)
+            chunk = source[start:stop] if columns is None else source[start:stop, columns]
+            target[start - first : stop - first].copy_(chunk)
+            self.num_bytes_copied += chunk.numel() * chunk.element_size()
+            self._release(start * row_bytes, stop * row_bytes)
 
     def _release(self, start: int, stop: int) -> None:
         """Drop the whole pages between two byte offsets of the tensor from this process."""

@@ -87,7 +87,7 @@ void decoder_stack_op(at::Tensor& hidden, const at::Tensor& positions, const at:
   call.hidden_size = hidden.size(1);
   call.intermediate_size = intermediate_size;
   call.num_heads = num_heads;
-  call.final_norm = floats(final_norm, call.hidden_size, false);
+  call.final_norm = floats(final_norm, call.hidden_size, true);
   call.norm_eps = float(norm_eps);
   call.cache = {num_kv_heads, head_dim, page_size, type};
   call.rotary.table = table.const_data_ptr();

@@ -108,6 +108,7 @@ void run_stack(const StackCall& call) {
     product(residual, buffers.gated, call.intermediate_size, layer.down, layer.down_bias,
             call.hidden, D);
   }
+  if (call.final_norm == nullptr) return;  // more layers follow, in another process
   if (call.cache.type == Type::BFloat16)
     normalize<bf16>(call);
   else

@@ -11,6 +11,7 @@ from tokasaurus.server.routes import (
     batches,
     chat_completions,
     completions,
+    embeddings,
     files,
     health,
     home,
@@ -26,6 +27,7 @@ from tokasaurus.server.routes.synchronous_batches import SynchronousBatch
 from tokasaurus.server.schemas.batches import Batch, BatchList, BatchRequest
 from tokasaurus.server.schemas.chat_completions import ChatCompletion, ChatCompletionRequest
 from tokasaurus.server.schemas.completions import Completion, CompletionRequest
+from tokasaurus.server.schemas.embeddings import EmbeddingList, EmbeddingRequest
 from tokasaurus.server.schemas.files import DeletedFile, FileList, FileObject
 from tokasaurus.server.schemas.messages import (
     CountTokensRequest,
@@ -57,6 +59,7 @@ def create_app(state: ServerState) -> FastAPI:
         responses,
         messages,
         score,
+        embeddings,
         tokenize,
         models,
         health,
@@ -81,6 +84,7 @@ def create_app(state: ServerState) -> FastAPI:
             MessagesRequest,
             CountTokensRequest,
             ScoreRequest,
+            EmbeddingRequest,
             TokenizeRequest,
             DetokenizeRequest,
             BatchRequest,
@@ -94,6 +98,7 @@ def create_app(state: ServerState) -> FastAPI:
             Message,
             TokenCount,
             ScoreList,
+            EmbeddingList,
             Tokenized,
             Detokenized,
             Model,

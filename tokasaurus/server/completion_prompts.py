@@ -10,23 +10,26 @@ MAX_SAMPLES = 4096
 """Prompts times n in one request; more would keep everyone else off the event loop."""
 
 
-def split_prompts(prompt: Any, *, n: int) -> list[str] | list[list[int]]:
-    """All texts, or all token ids. Raises InvalidRequestError for anything else."""
+def split_prompts(prompt: Any, *, n: int, param: str = "prompt") -> list[str] | list[list[int]]:
+    """All texts, or all token ids. Raises InvalidRequestError for anything else.
+
+    `param` is what the client calls them.
+    """
     prompts: list[Any] = prompt if isinstance(prompt, list) else [prompt]
     if isinstance(prompt, list) and set(map(type, prompt)) == {int}:
         prompts = [prompt]
     kinds = set(map(type, prompts))
     if kinds not in ({str}, {list}):
         raise InvalidRequestError(
-            "'prompt' must be a string, a list of token ids, or a list of only strings or only "
+            f"{param!r} must be a string, a list of token ids, or a list of only strings or only "
             "lists of token ids.",
-            param="prompt",
+            param=param,
         )
     if len(prompts) * n > MAX_SAMPLES:
         raise InvalidRequestError(
-            f"'prompt' asks for {len(prompts) * n} samples (prompts times 'n'), but one request "
+            f"{param!r} asks for {len(prompts) * n} samples (prompts times 'n'), but one request "
             f"may ask for at most {MAX_SAMPLES}; split it.",
-            param="prompt",
+            param=param,
         )
     return prompts
 

@@ -24,6 +24,7 @@ from tokasaurus.ipc.addresses import Addresses
 from tokasaurus.ipc.messages.to_manager import (
     CancelRequests,
     GenerateRequest,
+    Pooling,
     ServerHello,
     Shutdown,
 )
@@ -41,6 +42,7 @@ from tokasaurus.server.generation import Generation
 from tokasaurus.server.load_balancer import LoadBalancer
 from tokasaurus.server.request_building import (
     ModelLimits,
+    build_embedding_request,
     build_requests,
     check_prompt_ids,
     encode_bad_words,
@@ -64,6 +66,8 @@ class Prompt(msgspec.Struct, frozen=True):
     """What a client calls the ids, for messages about them."""
     visible_tokens: tuple[str, ...] = ()
     """Special tokens that stay in the text even where others are skipped."""
+    pooling: Pooling = ""
+    """If set, no token is drawn: the generation ends with a vector of the ids."""
 
 
 class EngineClient:
@@ -222,6 +226,17 @@ class EngineClient:
         params = prompt.params
         if not params.priority and (priority := default_priority.get()):
             params = msgspec.structs.replace(params, priority=priority)
+        if prompt.pooling:
+            request = build_embedding_request(
+                prompt.prompt_ids,
+                prompt.pooling,
+                params,
+                self.limits,
+                next(self._request_ids),
+                predictor_key=predictor_key,
+                param=prompt.param,
+            )
+            return [request]
         return build_requests(
             check_prompt_ids(prompt.prompt_ids, self.limits, param=prompt.param),
             params,
@@ -318,6 +333,7 @@ class EngineClient:
             max_model_len=min(min(m.max_model_len, m.num_kv_tokens) for m in everyone),
             vocab_size=min(m.vocab_size for m in everyone),
             eos_token_ids=self._eos_token_ids,
+            hidden_size=min(m.hidden_size for m in everyone),
         )
         self._all_ready.set()
 
@@ -346,6 +362,8 @@ class EngineClient:
                     group.note(generation)
                     touched.add(group)
             start = end
+        if outputs.embeddings is not None:
+            self._take_embeddings(outputs)
         for finished in outputs.finished:
             entry = self._in_flight.pop(finished.request_id, None)
             if entry is not None:
@@ -362,6 +380,16 @@ class EngineClient:
             self._send_cancels({outputs.dp_rank: still_running})
         for group in touched:
             group.wake()
+
+    def _take_embeddings(self, outputs: EngineOutputs) -> None:
+        """Of requests that end with the same message."""
+        assert outputs.embedding_ids is not None
+        assert outputs.embeddings is not None
+        for request_id, vector in zip(
+            outputs.embedding_ids.tolist(), outputs.embeddings, strict=True
+        ):
+            if (entry := self._in_flight.get(request_id)) is not None:
+                entry[0].embedding = vector
 
     def _take_logprobs(self, entries: list[RequestLogprobs]) -> dict[int, list[RequestLogprobs]]:
         """Hands out those of prompts; returns those of output tokens by request."""

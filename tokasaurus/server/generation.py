@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import msgspec
+import numpy as np
 
 from tokasaurus.errors import EngineFailedError
 from tokasaurus.ipc.messages.to_manager import GenerateRequest
@@ -46,6 +47,7 @@ class Generation:
         "cumulative_logprob",
         "discards_output",
         "dp_rank",
+        "embedding",
         "error",
         "finish_reason",
         "first_token_at",
@@ -81,6 +83,8 @@ class Generation:
         """Of `output_ids`, if the request asked for log-probabilities."""
         self.prompt_logprobs: list[TokenLogprob] = []
         """Of the prompt's tokens from the second on, once the first output token is there."""
+        self.embedding: np.ndarray | None = None
+        """float32[D], not normalised: what a request with `pooling` ends with."""
         self.finish_reason: FinishReason | None = None
         self.stop_reason: str | int | None = None
         """Which of `params.stop` or `params.stop_token_ids` ended it, if one of them did."""

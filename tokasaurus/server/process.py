@@ -24,6 +24,7 @@ from tokasaurus.server.batches.settings import BatchSettings
 from tokasaurus.server.engine_client import EngineClient
 from tokasaurus.server.listening import bind_socket, cannot_listen, url_of
 from tokasaurus.server.output_format import OutputFormat
+from tokasaurus.server.pooling_choice import read_pooling
 from tokasaurus.server.state import ServerState
 from tokasaurus.server.stats_reporter import StatsReporter
 from tokasaurus.tokenization.chat_template import ChatTemplate
@@ -100,6 +101,7 @@ def _load(
             reasoning_parser=config.reasoning_parser,
         ),
         model_name=config.public_model_name,
+        default_pooling=read_pooling(folder),
         access=AccessPolicy.of(config),
         max_body_bytes=config.max_body_bytes,
         stream_stall_seconds=config.stream_stall_seconds,

@@ -11,16 +11,17 @@ def truncated(
     limits: ModelLimits,
     *,
     max_output_tokens: int | None,
+    min_output_tokens: int = 1,
 ) -> list[int]:
     """The last `max_tokens_kept` ids; -1: as many as leave room for the output; None: all.
 
-    Raises InvalidRequestError for other numbers.
+    `min_output_tokens` have to fit in any case. Raises InvalidRequestError for other numbers.
     """
     if max_tokens_kept is None:
         return prompt_ids
-    longest = limits.max_model_len - 1
+    longest = limits.max_model_len - min_output_tokens
     if max_tokens_kept == -1:
-        room = limits.max_model_len - max(1, max_output_tokens or 1)
+        room = limits.max_model_len - max(min_output_tokens, max_output_tokens or 0)
         return prompt_ids[-max(1, room) :]
     if not 1 <= max_tokens_kept <= longest:
         raise InvalidRequestError(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tokasaurus.errors import InvalidRequestError, PromptTooLongError
-from tokasaurus.ipc.messages.to_manager import GenerateRequest, TokenSampling
+from tokasaurus.ipc.messages.to_manager import GenerateRequest, Pooling, TokenSampling
 from tokasaurus.server.sampling_params import SamplingParams, shown
 
 _GREEDY_BELOW = 1e-4
@@ -26,21 +26,31 @@ class ModelLimits:
     """Most tokens of prompt and output together; the KV cache holds at least as many."""
     vocab_size: int
     eos_token_ids: tuple[int, ...]
+    hidden_size: int = 0
+    """Of embeddings; 0 where the engine makes none."""
 
 
 def check_prompt_ids(
-    prompt_ids: Sequence[int], limits: ModelLimits, *, param: str = "prompt"
+    prompt_ids: Sequence[int],
+    limits: ModelLimits,
+    *,
+    param: str = "prompt",
+    needs_output: bool = True,
 ) -> np.ndarray:
-    """int32 ids. Raises InvalidRequestError if this is empty or no prompt of the model."""
+    """int32 ids. Raises InvalidRequestError if this is empty or no prompt of the model.
+
+    `needs_output`: at least one token more has to fit the context.
+    """
     num_tokens = len(prompt_ids)
     if num_tokens == 0:
         raise InvalidRequestError(
             f"{param!r} has no tokens; give it at least one character or token id.", param=param
         )
-    if num_tokens >= limits.max_model_len:
+    if num_tokens + needs_output > limits.max_model_len:
+        advice = ", which leaves no room for output" if needs_output else ""
         raise PromptTooLongError(
             f"This model's maximum context length is {limits.max_model_len} tokens, but the prompt "
-            f"has {num_tokens} tokens, which leaves no room for output; shorten it.",
+            f"has {num_tokens} tokens{advice}; shorten it.",
             param=param,
         )
     if set(map(type, prompt_ids)) != {int}:
@@ -125,6 +135,37 @@ def build_requests(
         )
         for one in sampling
     ]
+
+
+def build_embedding_request(
+    prompt_ids: Sequence[int],
+    pooling: Pooling,
+    params: SamplingParams,
+    limits: ModelLimits,
+    request_id: int,
+    *,
+    predictor_key: str,
+    param: str,
+) -> GenerateRequest:
+    """A request for a vector. Of `params` only priority and salt count.
+
+    Raises InvalidRequestError if the ids are no prompt, or the engine makes no vectors.
+    """
+    if not limits.hidden_size:
+        raise InvalidRequestError(
+            "This engine gives no hidden states, so it can't make embeddings; serve the model with "
+            "another runner."
+        )
+    return GenerateRequest(
+        request_id=request_id,
+        prompt_ids=check_prompt_ids(prompt_ids, limits, param=param, needs_output=False),
+        sampling=TokenSampling(),
+        max_tokens=1,
+        priority=params.priority,
+        cache_salt=params.cache_salt,
+        predictor_key=predictor_key,
+        pooling=pooling,
+    )
 
 
 def encode_bad_words(

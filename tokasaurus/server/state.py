@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from fastapi import Request
 
 from tokasaurus.errors import ModelNotFoundError
+from tokasaurus.ipc.messages.to_manager import Pooling
 from tokasaurus.server.access.policy import AccessPolicy
 from tokasaurus.server.batches.item_runner import ItemRunner
 from tokasaurus.server.batches.service import BatchService
@@ -13,6 +14,7 @@ from tokasaurus.server.batches.settings import BatchSettings
 from tokasaurus.server.engine_client import EngineClient
 from tokasaurus.server.errors import ServerNotReadyError
 from tokasaurus.server.output_format import OutputFormat
+from tokasaurus.server.pooling_choice import DEFAULT_POOLING
 from tokasaurus.server.responses.store import ResponseStore
 from tokasaurus.tokenization.chat_template import ChatTemplate
 from tokasaurus.tokenization.encoding_pool import EncodingPool
@@ -30,6 +32,8 @@ class ServerState:
     model_name: str
     output_format: OutputFormat = field(default_factory=OutputFormat)
     """How the model marks reasoning and tool calls."""
+    default_pooling: Pooling = DEFAULT_POOLING
+    """Of embeddings that don't say."""
     access: AccessPolicy = field(default_factory=AccessPolicy)
     responses: ResponseStore = field(default_factory=ResponseStore)
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES

@@ -63,6 +63,12 @@ class Running:
     num_sent: int = 0
 
 
+def vector_of(request: GenerateRequest) -> list[float]:
+    """What the double embeds: the sum of the ids, how many they are, and the pooling."""
+    ids = request.prompt_ids.tolist()
+    return [float(sum(ids)), float(len(ids)), float(request.pooling == "mean"), 2.0]
+
+
 @dataclass
 class ManagerDouble:
     """Outbox of a client. `script` says what is generated; `tick` sends `tokens_per_tick` each."""
@@ -73,6 +79,7 @@ class ManagerDouble:
     tokens_per_tick: int = 1
     num_cached_tokens: int = 4
     max_model_len: int = MAX_MODEL_LEN
+    hidden_size: int = 4
     fail_with: str | None = None
     runs_by_itself: bool = True
     requests: list[GenerateRequest] = field(default_factory=list)
@@ -96,6 +103,7 @@ class ManagerDouble:
                         vocab_size=VOCAB_SIZE,
                         num_kv_tokens=max(1000, self.max_model_len),
                         description="a double",
+                        hidden_size=self.hidden_size,
                     )
                 )
             case GenerateRequest():
@@ -119,12 +127,18 @@ class ManagerDouble:
         chunks: dict[int, list[int]] = {}
         logprobs: list[RequestLogprobs] = []
         finished: list[RequestFinished] = []
+        vectors: dict[int, list[float]] = {}
         for request_id, run in list(self.running.items()):
             request = run.request
             if self.fail_with is not None:
                 finished.append(
                     RequestFinished(request_id=request_id, reason="error", error=self.fail_with)
                 )
+                del self.running[request_id]
+                continue
+            if request.pooling:
+                vectors[request_id] = vector_of(request)
+                finished.append(RequestFinished(request_id=request_id, reason="stop"))
                 del self.running[request_id]
                 continue
             if run.num_sent == 0 and request.sampling.num_prompt_logprobs >= 0:
@@ -143,7 +157,7 @@ class ManagerDouble:
                     )
                 )
                 del self.running[request_id]
-        self._send_outputs(chunks, logprobs, finished)
+        self._send_outputs(chunks, logprobs, finished, vectors)
 
     def _advance(self, run: Running) -> tuple[list[int], str | None]:
         chunk: list[int] = []
@@ -186,6 +200,7 @@ class ManagerDouble:
         chunks: dict[int, list[int]],
         logprobs: list[RequestLogprobs],
         finished: list[RequestFinished],
+        vectors: dict[int, list[float]] | None = None,
     ) -> None:
         self.inbox.send(
             EngineOutputs(
@@ -195,6 +210,8 @@ class ManagerDouble:
                 token_ids=np.array([i for c in chunks.values() for i in c], np.int32),
                 logprobs=logprobs,
                 finished=finished,
+                embedding_ids=np.array(list(vectors), np.int64) if vectors else None,
+                embeddings=np.array(list(vectors.values()), np.float32) if vectors else None,
             )
         )
 

@@ -64,6 +64,7 @@ BODIES: dict[str, dict[str, Any]] = {
     },
     "/v1/messages/count_tokens": {"messages": [USER]},
     "/v1/score": {"text_1": "a", "text_2": ["b", "c"]},
+    "/v1/embeddings": {"input": ["a", "b"], "dimensions": 2, "encoding_format": "base64"},
     "/tokenize": {"messages": [USER], "tools": [{"type": "function", "function": FUNCTION}]},
     "/detokenize": {"tokens": [5, 6]},
 }

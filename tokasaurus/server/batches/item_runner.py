@@ -74,6 +74,9 @@ class ItemRunner:
 
 def num_samples(body: dict[str, msgspec.Raw]) -> int:
     """Prompts times n, as far as a glance shows; what is wrong with them comes out later."""
+    if isinstance(inputs := _decoded(body, "input"), list):
+        # Of embeddings; where they are the items of one response, they are objects.
+        return sum(isinstance(one, str | list) for one in inputs) or 1
     n = _decoded(body, "n")
     prompts = _decoded(body, "prompt")
     per_prompt = n if isinstance(n, int) and n > 0 else 1

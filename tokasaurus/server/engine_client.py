@@ -362,8 +362,11 @@ class EngineClient:
                     group.note(generation)
                     touched.add(group)
             start = end
-        if outputs.embeddings is not None:
-            self._take_embeddings(outputs)
+        if outputs.embedding_ids is not None and outputs.embeddings is not None:
+            embedded = zip(outputs.embedding_ids.tolist(), outputs.embeddings, strict=True)
+            for request_id, vector in embedded:
+                if (entry := self._in_flight.get(request_id)) is not None:
+                    entry[0].embedding = vector
         for finished in outputs.finished:
             entry = self._in_flight.pop(finished.request_id, None)
             if entry is not None:
@@ -380,16 +383,6 @@ class EngineClient:
             self._send_cancels({outputs.dp_rank: still_running})
         for group in touched:
             group.wake()
-
-    def _take_embeddings(self, outputs: EngineOutputs) -> None:
-        """Of requests that end with the same message."""
-        assert outputs.embedding_ids is not None
-        assert outputs.embeddings is not None
-        for request_id, vector in zip(
-            outputs.embedding_ids.tolist(), outputs.embeddings, strict=True
-        ):
-            if (entry := self._in_flight.get(request_id)) is not None:
-                entry[0].embedding = vector
 
     def _take_logprobs(self, entries: list[RequestLogprobs]) -> dict[int, list[RequestLogprobs]]:
         """Hands out those of prompts; returns those of output tokens by request."""

@@ -145,7 +145,7 @@ def _finish_reason(
     generation: Generation, parser: ChatOutputParser | None
 ) -> ChatFinishReason | None:
     reason = api_finish_reason(generation)
-    if reason == "stop" and parser is not None and parser.num_calls:
+    if reason == "stop" and parser is not None and parser.num_calls and not parser.is_call_named:
         return "tool_calls"
     return reason
 

@@ -20,8 +20,11 @@ class ChatOutputParser:
         tool_parser: ToolParser | None,
         *,
         max_calls: int | None = None,
+        is_call_named: bool = False,
     ) -> None:
         """`max_calls`: later calls are left out."""
+        self.is_call_named = is_call_named
+        """The client, not the model, chose which tool to call."""
         self._splitter = splitter
         self._tool_parser = tool_parser
         self._max_calls = max_calls

@@ -1,8 +1,10 @@
 """One turn of a chat, whichever endpoint it came by: from messages and tools to running samples."""
 
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from tokasaurus.server.chat_output import ChatOutputParser
 from tokasaurus.server.chat_prompts import render_chat
@@ -14,24 +16,20 @@ from tokasaurus.server.request_group import RequestGroup
 from tokasaurus.server.sampling_params import SamplingParams
 from tokasaurus.server.state import ServerState
 from tokasaurus.server.tools.mistral import MistralParser
+from tokasaurus.server.tools.tool_choice import NO_TOOLS, ToolUse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatTurn:
-    """What is asked. `tools` are those that the model may call, as `checked_tools` returns them."""
+    """What is asked. `params.structured_output` is about the answer, which a call may replace."""
 
     messages: Any
     params: SamplingParams
-    tools: list[dict[str, Any]] = field(default_factory=list)
-    parallel_calls: bool = True
+    tool_use: ToolUse = NO_TOOLS
     template_variables: dict[str, Any] | None = None
     add_generation_prompt: bool = True
     add_special_tokens: bool = False
     truncate_prompt_tokens: int | None = None
-
-    @property
-    def tool_names(self) -> frozenset[str]:
-        return frozenset(tool["function"]["name"] for tool in self.tools)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +44,14 @@ class RunningTurn:
 
     def new_parser(self) -> ChatOutputParser | None:
         """For one sample; None if all that it says is text."""
-        turn, marks = self.turn, self.output_format.reasoning
-        if marks is None and not turn.tools:
+        tool_use, marks = self.turn.tool_use, self.output_format.reasoning
+        if marks is None and not tool_use.offered:
             return None
         return ChatOutputParser(
             marks and ReasoningSplitter(marks, starts_inside=self.starts_in_reasoning),
-            self.output_format.tool_parser_for(turn.tool_names) if turn.tools else None,
-            max_calls=None if turn.parallel_calls else 1,
+            self.output_format.tool_parser_for(tool_use.names) if tool_use.offered else None,
+            max_calls=tool_use.max_calls,
+            is_call_named=tool_use.is_named,
         )
 
     def new_call_id(self) -> str:
@@ -64,12 +63,13 @@ class RunningTurn:
 
 def render_turn(state: ServerState, turn: ChatTurn) -> str:
     """The prompt. Raises InvalidRequestError for what is no chat, or what the model can't do."""
-    if turn.tools:
+    tools = turn.tool_use.offered
+    if tools:
         state.output_format.check_tools()
     return render_chat(
         state,
         turn.messages,
-        tools=turn.tools or None,
+        tools=[tool.for_template() for tool in tools] or None,
         add_generation_prompt=turn.add_generation_prompt,
         variables=turn.template_variables,
     )
@@ -79,6 +79,12 @@ async def start_turn(state: ServerState, turn: ChatTurn, *, stream: bool) -> Run
     """Raises what `render_turn` and the engine's `submit` raise."""
     output_format = state.output_format
     text = render_turn(state, turn)
+    reasoning = output_format.reasoning_state(text)
+    grammar = output_format.grammar(state.tokenizer)
+    output = grammar.output(turn.params.structured_output, turn.tool_use, reasoning)
+    params = turn.params
+    if output is not params.structured_output:
+        params = msgspec.structs.replace(params, structured_output=output)
     [prompt_ids] = await state.encoding_pool.encode(
         [text], add_special_tokens=turn.add_special_tokens
     )
@@ -86,14 +92,12 @@ async def start_turn(state: ServerState, turn: ChatTurn, *, stream: bool) -> Run
         prompt_ids,
         turn.truncate_prompt_tokens,
         state.engine.limits,
-        max_output_tokens=turn.params.max_tokens,
+        max_output_tokens=params.max_tokens,
     )
-    visible_tokens = output_format.visible_tokens(with_tools=bool(turn.tools))
+    visible_tokens = output_format.visible_tokens(with_tools=bool(turn.tool_use.offered))
     group = state.engine.submit(
-        [Prompt(prompt_ids, turn.params, "messages", visible_tokens)],
+        [Prompt(prompt_ids, params, "messages", visible_tokens)],
         stream=stream,
         predictor_key="chat",
     )
-    marks = output_format.reasoning
-    starts_in_reasoning = marks is not None and text.rstrip().endswith(marks.opening)
-    return RunningTurn(turn, output_format, group, len(prompt_ids), starts_in_reasoning)
+    return RunningTurn(turn, output_format, group, len(prompt_ids), reasoning == "begun")

@@ -3,12 +3,15 @@
 from dataclasses import dataclass
 
 from tokasaurus.errors import InvalidRequestError
+from tokasaurus.server.chat_grammar import ChatGrammar, ReasoningState
 from tokasaurus.server.reasoning.splitter import REASONING_FORMATS, ReasoningMarks
+from tokasaurus.server.tools.call_grammar import CallSyntax
 from tokasaurus.server.tools.hermes import HermesParser
 from tokasaurus.server.tools.llama3 import Llama3Parser
 from tokasaurus.server.tools.mistral import MistralParser
 from tokasaurus.server.tools.parser import ToolParser
 from tokasaurus.tokenization.chat_template import ChatTemplate
+from tokasaurus.tokenization.tokenizer import Tokenizer
 
 _TOOL_PARSERS: dict[str, type[ToolParser]] = {
     "hermes": HermesParser,
@@ -22,6 +25,8 @@ class OutputFormat:
     """None where the model has no such thing."""
 
     tool_parser: type[ToolParser] | None = None
+    call_syntax: CallSyntax | None = None
+    """What `tool_parser` reads."""
     reasoning: ReasoningMarks | None = None
 
     @classmethod
@@ -39,8 +44,10 @@ class OutputFormat:
             tool_parser = _tool_format_of(template)
         if reasoning_parser == "auto":
             reasoning_parser = _reasoning_format_of(template)
+        parser = _TOOL_PARSERS.get(tool_parser) if template.mentions("tools") else None
         return cls(
-            tool_parser=_TOOL_PARSERS.get(tool_parser) if template.mentions("tools") else None,
+            tool_parser=parser,
+            call_syntax=None if parser is None else parser.call_syntax(template),
             reasoning=REASONING_FORMATS.get(reasoning_parser),
         )
 
@@ -59,6 +66,21 @@ class OutputFormat:
     def tool_parser_for(self, names: frozenset[str]) -> ToolParser:
         """Raises what `check_tools` raises."""
         return self.check_tools()(names)
+
+    def reasoning_state(self, prompt: str) -> ReasoningState:
+        """At the end of a prompt."""
+        if self.reasoning is None:
+            return "none"
+        prompt = prompt.rstrip()
+        if prompt.endswith(self.reasoning.opening):
+            return "begun"
+        return "none" if prompt.endswith(self.reasoning.closing) else "possible"
+
+    def grammar(self, tokenizer: Tokenizer) -> ChatGrammar:
+        """Of what the model writes."""
+        return ChatGrammar(
+            call_syntax=self.call_syntax, reasoning=self.reasoning, tokenizer=tokenizer
+        )
 
     def visible_tokens(self, *, with_tools: bool) -> tuple[str, ...]:
         """Special tokens that have to stay in the text, because they mean something."""

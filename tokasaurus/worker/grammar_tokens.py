@@ -113,7 +113,8 @@ class GrammarState:
             mask[:] = 0
         bits = mask.view(np.uint8)
         end_byte, end_bit = divmod(self._tokens.vocab_size, 8)
-        may_end = bool(bits[end_byte] >> end_bit & 1)
+        # Where a special token may come next, llguidance's masks have the end in any case.
+        may_end = bool(bits[end_byte] >> end_bit & 1) and self._matcher.is_accepting()
         bits[end_byte] &= ~np.uint8(1 << end_bit)
         self.must_end = may_end and not bits.any()
         if may_end:

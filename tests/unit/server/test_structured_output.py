@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.server.tiny_server import TinyServer, run
 from tokasaurus.errors import InvalidRequestError
-from tokasaurus.server.structured_output import StructuredOutput, call_schema, framed_json
+from tokasaurus.server.structured_output import StructuredOutput
 
 
 @pytest.mark.parametrize(
@@ -76,28 +76,6 @@ def test_other_kinds_that_are_refused(kinds: dict[str, Any]) -> None:
         StructuredOutput(**kinds)
     assert caught.value.param == "structured_output"
     assert len(str(caught.value)) < 400
-
-
-def test_framed_json_names_the_keyword_too() -> None:
-    good = {"type": "object", "properties": {"a": {"type": "integer"}}}
-    assert framed_json([good], begin="<call>", end="</call>").compiled().startswith("start: ")
-    with pytest.raises(InvalidRequestError, match="uniqueItems") as caught:
-        framed_json([good, {"uniqueItems": True}], max_count=None, separator="\n")
-    assert caught.value.param == "tools"
-
-
-def test_call_schemas_keep_their_definitions() -> None:
-    parameters = {
-        "type": "object",
-        "properties": {"at": {"$ref": "#/$defs/Place"}},
-        "$defs": {"Place": {"type": "string"}},
-    }
-    schema = call_schema("go", parameters)
-    assert schema["$defs"] == parameters["$defs"]
-    assert "$defs" not in schema["properties"]["arguments"]
-    assert framed_json([schema], begin_token_ids=[5], end="x").compiled().startswith("start: <[5]>")
-    with pytest.raises(InvalidRequestError, match="ref"):
-        call_schema("go", {"properties": {"child": {"$ref": "#"}}})
 
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}

@@ -28,6 +28,22 @@ TOOL = {
     },
 }
 MESSAGES = [{"role": "user", "content": "Hi"}]
+
+
+def with_parameters(parameters: dict[str, Any], *, strict: bool = False) -> dict[str, Any]:
+    function = {"name": "f", "parameters": parameters, "strict": strict}
+    return {"type": "function", "function": function}
+
+
+def named(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
+def allowed(mode: str, *names: str) -> dict[str, Any]:
+    tools = [named(name) for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
 CALL = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'
 
 
@@ -166,8 +182,17 @@ def test_mistral_ids_are_short() -> None:
             "tools[0].function.description",
         ),
         (
-            {"tools": [{"type": "function", "function": {"name": "f", "strict": True}}]},
+            {"tools": [{"type": "function", "function": {"name": "f", "strict": 1}}]},
             "tools[0].function.strict",
+        ),
+        ({"tools": [with_parameters({"not": {}}, strict=True)]}, "tools[0].function.parameters"),
+        (
+            {"tools": [with_parameters({"uniqueItems": True})], "tool_choice": "required"},
+            "tools[0].function.parameters",
+        ),
+        (
+            {"tools": [with_parameters({"type": "string"})], "tool_choice": "required"},
+            "tools[0].function.parameters",
         ),
         (
             {"tools": [{"type": "function", "function": {"name": "f", "y": 1}}]},
@@ -175,14 +200,18 @@ def test_mistral_ids_are_short() -> None:
         ),
         ({"tools": [TOOL, TOOL]}, "tools"),
         ({"tools": [TOOL] * 300}, "tools"),
-        ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice"),
-        (
-            {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "f"}}},
-            "tool_choice",
-        ),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [], "tool_choice": named("f")}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": named("g")}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function"}}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": "required", "ignore_eos": True}, "tool_choice"),
         ({"tools": [TOOL], "tool_choice": "always"}, "tool_choice"),
         ({"tools": [TOOL], "tool_choice": 5}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "custom"}}, "tool_choice"),
         ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools"}}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": allowed("auto", "g")}, "tool_choice.allowed_tools"),
+        ({"tools": [TOOL], "tool_choice": allowed("never", "f")}, "tool_choice.allowed_tools"),
+        ({"tools": [TOOL], "tool_choice": allowed("auto")}, "tool_choice.allowed_tools"),
         ({"tools": [TOOL], "parallel_tool_calls": "no"}, "parallel_tool_calls"),
         ({"functions": [{"name": "f"}]}, "functions"),
     ],

@@ -12,7 +12,6 @@ from tests.unit.server.tiny_server import TOKENIZER
 from tests.unit.worker.conftest import PAGE_SIZE
 from tests.unit.worker.step_driver import DrivenSequence, StepDriver
 from tokasaurus.ipc.messages.to_manager import TokenSampling
-from tokasaurus.server.structured_output import call_schema, framed_json
 from tokasaurus.worker.grammar_tokens import GrammarState, GrammarTokens
 from tokasaurus.worker.torch_runner import TorchRunner
 
@@ -103,24 +102,17 @@ def test_random_walks_match(tokens: GrammarTokens, seed: int) -> None:
     assert text.decode() in choices
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_random_calls_match(tokens: GrammarTokens, seed: int) -> None:
-    """Begun by a special token, one to three calls."""
-    parameters = {"properties": {"n": {"$ref": "#/$defs/N"}}, "$defs": {"N": {"enum": [1, 22]}}}
-    closed = parameters | {"type": "object", "required": ["n"], "additionalProperties": False}
-    schemas = [call_schema(name, closed) for name in ("up", "down")]
-    output = framed_json(
-        schemas, begin_token_ids=[0], begin="<c>", separator=",", end="</c>", max_count=3
-    )
-    state = state_of(tokens, output.compiled())
-    assert allowed(state) == {0}
-    text = walk(state, seed, 400)
-    if text is not None:
-        body = text.removeprefix(TEXTS[0] + b"<c>").removesuffix(b"</c>")
-        calls = json.loads(b"[" + body + b"]")
-        assert 1 <= len(calls) <= 3
-        assert all(call["name"] in ("up", "down") for call in calls)
-        assert all(call["arguments"]["n"] in (1, 22) for call in calls)
+def test_no_end_before_a_special_token(tokens: GrammarTokens) -> None:
+    state = state_of(tokens, 'start: /[a-z]*/ <[0]> "b"')
+    for token in (None, *TOKENIZER.encode("a")):
+        if token is not None:
+            state.consume([token])
+            state.update()
+        assert END not in allowed(state)
+        assert 0 in allowed(state)
+    state.consume([0, *TOKENIZER.encode("b")])
+    state.update()
+    assert allowed(state) == {END}
 
 
 def test_restored_state_equals_the_one_that_went_on(tokens: GrammarTokens) -> None:

@@ -5,9 +5,15 @@ from typing import Any
 
 from tokasaurus.errors import InvalidRequestError
 from tokasaurus.server.sampling_params import shown
-from tokasaurus.server.tools.definitions import MAX_TOOLS, check_tool_choice, checked_function
+from tokasaurus.server.tools.definitions import (
+    Tool,
+    check_names,
+    checked_function,
+    checked_list,
+)
+from tokasaurus.server.tools.tool_choice import NO_TOOLS, ToolUse, forced_use, named_use
 
-_TOOL_FIELDS = frozenset({"type", "name", "description", "input_schema", "cache_control"})
+_NO_FUNCTION_FIELDS = frozenset({"type", "cache_control"})
 
 
 def chat_messages(messages: Any, system: Any) -> list[dict[str, Any]]:
@@ -36,56 +42,50 @@ def chat_messages(messages: Any, system: Any) -> list[dict[str, Any]]:
     return converted
 
 
-def chat_tools(tools: Any, choice: Any) -> tuple[list[dict[str, Any]], bool]:
-    """Tools that may be called, in OpenAI's form, and whether several at a time.
-
-    Raises InvalidRequestError that names the field.
-    """
-    if not isinstance(tools, list | None) or len(tools or ()) > MAX_TOOLS:
-        raise InvalidRequestError(
-            f"'tools' must be a list of at most {MAX_TOOLS} tools.", param="tools"
-        )
-    checked = [_tool(tool, f"tools[{index}]") for index, tool in enumerate(tools or ())]
-    if len({tool["function"]["name"] for tool in checked}) < len(checked):
-        raise InvalidRequestError("'tools' has two tools of one name.", param="tools")
+def message_tool_use(tools: Any, choice: Any) -> ToolUse:
+    """Raises InvalidRequestError that names the field."""
+    checked = [_tool(tool, f"tools[{index}]") for index, tool in enumerate(checked_list(tools))]
+    check_names(checked)
     choice = {"type": "auto"} if choice is None else choice
     if not isinstance(choice, dict):
         raise InvalidRequestError("'tool_choice' must be an object.", param="tool_choice")
-    extra = sorted(set(choice) - {"type", "name", "disable_parallel_tool_use"})
+    kind = choice.get("type")
+    known = {"type", "name"} if kind == "tool" else {"type"}
+    extra = sorted(set(choice) - known - {"disable_parallel_tool_use"})
     is_serial = choice.get("disable_parallel_tool_use", False)
     if extra or not isinstance(is_serial, bool):
         raise InvalidRequestError(
-            "'tool_choice' takes only a type, and a boolean disable_parallel_tool_use.",
+            "'tool_choice' takes only a type, a boolean disable_parallel_tool_use and, with type "
+            "'tool', a name.",
             param="tool_choice",
         )
-    may_call = check_tool_choice(choice.get("type"), has_tools=bool(checked))
-    return (checked if may_call else []), not is_serial
+    if kind == "auto":
+        return ToolUse(offered=tuple(checked), parallel=not is_serial)
+    if kind == "none":
+        return NO_TOOLS
+    if kind == "any":
+        return forced_use(checked, parallel=not is_serial)
+    if kind == "tool":
+        return named_use(checked, choice.get("name"))
+    raise InvalidRequestError(
+        f"'tool_choice' must be of type auto, any, tool or none, not {shown(kind)}.",
+        param="tool_choice",
+    )
 
 
-def _tool(tool: Any, where: str) -> dict[str, Any]:
+def _tool(tool: Any, where: str) -> Tool:
     kind = tool.get("type") if isinstance(tool, dict) else tool
     if not isinstance(tool, dict) or kind not in (None, "custom"):
         raise InvalidRequestError(
             f"'{where}' must be a tool of type 'custom', not {shown(kind)}.", param=where
-        )
-    extra = sorted(set(tool) - _TOOL_FIELDS)
-    if extra:
-        raise InvalidRequestError(
-            f"Unrecognized request argument: '{where}.{extra[0][:64]}'; remove it.",
-            param=f"{where}.{extra[0][:64]}",
-            code="unknown_parameter",
         )
     if not isinstance(tool.get("input_schema"), dict):
         raise InvalidRequestError(
             f"'{where}.input_schema' must be a JSON schema of an object.",
             param=f"{where}.input_schema",
         )
-    function = {
-        "name": tool.get("name"),
-        "description": tool.get("description"),
-        "parameters": tool["input_schema"],
-    }
-    return checked_function(function, where)
+    function = {name: value for name, value in tool.items() if name not in _NO_FUNCTION_FIELDS}
+    return checked_function(function, where, parameters_key="input_schema")
 
 
 def _of_user(blocks: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """The `input` and `tools` of a /v1/responses request as chat templates expect them, and back."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from tokasaurus.errors import InvalidRequestError
@@ -11,7 +12,13 @@ from tokasaurus.server.schemas.responses import (
     OutputItem,
     ReasoningItem,
 )
-from tokasaurus.server.tools.definitions import MAX_TOOLS, checked_function
+from tokasaurus.server.tools.definitions import (
+    Tool,
+    check_kind,
+    check_names,
+    checked_function,
+    checked_list,
+)
 
 _TEXT_PARTS = ("input_text", "output_text", "text", "refusal", "reasoning_text")
 _ROLES = ("user", "assistant", "system", "developer")
@@ -56,30 +63,30 @@ def output_messages(output: list[OutputItem]) -> list[dict[str, Any]]:
     return [message for message in conversation.messages if _is_readable(message)]
 
 
-def response_tools(tools: Any) -> list[dict[str, Any]]:
-    """In the form of chat completions. Raises InvalidRequestError that names the field."""
-    if not isinstance(tools, list | None) or len(tools or ()) > MAX_TOOLS:
-        raise InvalidRequestError(
-            f"'tools' must be a list of at most {MAX_TOOLS} tools.", param="tools"
-        )
-    checked = []
-    for index, tool in enumerate(tools or ()):
+def response_tools(tools: Any) -> list[Tool]:
+    """Null is none. Raises InvalidRequestError that names the field."""
+    checked: list[Tool] = []
+    for index, tool in enumerate(checked_list(tools)):
         where = f"tools[{index}]"
-        kind = tool.get("type") if isinstance(tool, dict) else None
-        if kind != "function":
-            raise InvalidRequestError(
-                f"'{where}' must be an object of type 'function', not {shown(kind)}.", param=where
-            )
+        check_kind(tool, where)
         fields = {name: value for name, value in tool.items() if name != "type"}
         checked.append(checked_function(fields, where))
-    if len({tool["function"]["name"] for tool in checked}) < len(checked):
-        raise InvalidRequestError("'tools' has two tools of one name.", param="tools")
+    check_names(checked)
     return checked
 
 
-def shown_tools(tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def shown_tools(tools: Sequence[Tool]) -> list[dict[str, Any]]:
     """As a response object repeats them."""
-    return [{"type": "function", **tool["function"], "strict": False} for tool in tools]
+    return [
+        {
+            "type": "function",
+            "name": tool.name,
+            "description": tool.description,
+            "parameters": tool.parameters,
+            "strict": tool.is_strict,
+        }
+        for tool in tools
+    ]
 
 
 class _Conversation:

@@ -62,12 +62,13 @@ class ResponseWriter:
             max_output_tokens=body.max_output_tokens,
             metadata=body.metadata or {},
             model=state.model_name,
-            parallel_tool_calls=running.turn.parallel_calls,
+            parallel_tool_calls=body.parallel_tool_calls is not False,
             previous_response_id=body.previous_response_id,
             store=body.store is not False,
             temperature=params.temperature,
-            tool_choice="none" if body.tool_choice == "none" else "auto",
-            tools=shown_tools(running.turn.tools),
+            text=body.shown_text(),
+            tool_choice="auto" if body.tool_choice is None else body.tool_choice,
+            tools=shown_tools(running.turn.tool_use.offered),
             top_p=params.top_p,
         )
 

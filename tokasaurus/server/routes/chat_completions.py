@@ -20,7 +20,8 @@ from tokasaurus.server.schemas.chat_completions import (
 from tokasaurus.server.schemas.usage import Usage
 from tokasaurus.server.state import ServerState, state_of
 from tokasaurus.server.streaming import Chunks, EventStream
-from tokasaurus.server.tools.definitions import check_tool_choice, checked_tools
+from tokasaurus.server.tools.definitions import checked_tools
+from tokasaurus.server.tools.tool_choice import tool_use_of
 from tokasaurus.server.usage_counting import count_usage
 from tokasaurus.server.whole_response import CLIENT_CLOSED_REQUEST, finish_all
 
@@ -40,13 +41,14 @@ async def create_chat_completion(request: Request) -> Response:
     state.check_model(body.model)
     body.check()
     params = body.sampling_params()
-    tools = checked_tools(body.tools)
-    may_call = check_tool_choice(body.tool_choice, has_tools=bool(tools))
     turn = ChatTurn(
         messages=body.messages,
         params=params,
-        tools=tools if may_call else [],
-        parallel_calls=body.parallel_tool_calls is not False,
+        tool_use=tool_use_of(
+            checked_tools(body.tools),
+            body.tool_choice,
+            parallel=body.parallel_tool_calls is not False,
+        ),
         template_variables=body.chat_template_kwargs,
         add_generation_prompt=body.add_generation_prompt is not False,
         add_special_tokens=bool(body.add_special_tokens),

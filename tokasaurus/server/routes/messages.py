@@ -9,7 +9,7 @@ from tokasaurus.errors import InvalidRequestError, TokasaurusError
 from tokasaurus.server.body import parse_body
 from tokasaurus.server.chat_turns import ChatTurn, render_turn, start_turn
 from tokasaurus.server.errors import status_of
-from tokasaurus.server.messages.conversation import chat_messages, chat_tools
+from tokasaurus.server.messages.conversation import chat_messages, message_tool_use
 from tokasaurus.server.messages.writing import MessageWriter, message_error, retry_after_headers
 from tokasaurus.server.openapi import answers, takes
 from tokasaurus.server.sampling_params import SamplingParams
@@ -83,12 +83,10 @@ async def _create(request: Request) -> Response:
 
 
 def _turn(state: ServerState, body: CountTokensRequest, params: SamplingParams) -> ChatTurn:
-    tools, parallel_calls = chat_tools(body.tools, body.tool_choice)
     return ChatTurn(
         messages=chat_messages(body.messages, body.system),
         params=params,
-        tools=tools,
-        parallel_calls=parallel_calls,
+        tool_use=message_tool_use(body.tools, body.tool_choice),
         template_variables=_thinking_variables(state, body.thinking),
     )
 

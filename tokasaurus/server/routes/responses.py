@@ -12,7 +12,7 @@ from tokasaurus.server.responses.writing import ResponseWriter
 from tokasaurus.server.schemas.responses import DeletedResponse, ModelResponse, ResponsesRequest
 from tokasaurus.server.state import state_of
 from tokasaurus.server.streaming import EventStream, Framing, named_event
-from tokasaurus.server.tools.definitions import check_tool_choice
+from tokasaurus.server.tools.tool_choice import tool_use_of
 from tokasaurus.server.whole_response import CLIENT_CLOSED_REQUEST, finish_all
 
 router = APIRouter(tags=["responses"])
@@ -38,13 +38,14 @@ async def create_response(request: Request) -> Response:
     messages = conversation
     if body.instructions is not None:
         messages = [{"role": "system", "content": body.instructions}, *conversation]
-    tools = response_tools(body.tools)
-    may_call = check_tool_choice(body.tool_choice, has_tools=bool(tools))
     turn = ChatTurn(
         messages=messages,
         params=params,
-        tools=tools if may_call else [],
-        parallel_calls=body.parallel_tool_calls is not False,
+        tool_use=tool_use_of(
+            response_tools(body.tools),
+            body.tool_choice,
+            parallel=body.parallel_tool_calls is not False,
+        ),
     )
     running = await start_turn(state, turn, stream=bool(body.stream))
     writer = ResponseWriter(state, body, running, conversation)

@@ -40,7 +40,7 @@ async def tokenize(request: Request) -> Response:
         text = render_chat(
             state,
             body.messages,
-            tools=tools or None,
+            tools=[tool.for_template() for tool in tools] or None,
             add_generation_prompt=body.add_generation_prompt is not False,
             variables=body.chat_template_kwargs,
         )

@@ -10,7 +10,8 @@ from tokasaurus.errors import InvalidRequestError
 from tokasaurus.server.sampling_params import MAX_LOGPROBS, SamplingParams
 from tokasaurus.server.schemas.sampling_fields import SamplingFields
 from tokasaurus.server.schemas.usage import Usage
-from tokasaurus.server.tools.definitions import TOOL_CHOICE_SCHEMA, TOOLS_SCHEMA
+from tokasaurus.server.tools.definitions import TOOLS_SCHEMA
+from tokasaurus.server.tools.tool_choice import CHAT_TOOL_CHOICE_SCHEMA
 
 _TEXT_PART_SCHEMA = {
     "type": "object",
@@ -45,7 +46,7 @@ class ChatCompletionRequest(SamplingFields):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, description=f"0 to {MAX_LOGPROBS}; needs logprobs.")
     tools: Annotated[Any, WithJsonSchema({"anyOf": [TOOLS_SCHEMA, {"type": "null"}]})] = None
-    tool_choice: Annotated[Any, WithJsonSchema(TOOL_CHOICE_SCHEMA)] = None
+    tool_choice: Annotated[Any, WithJsonSchema(CHAT_TOOL_CHOICE_SCHEMA)] = None
     parallel_tool_calls: bool | None = Field(None, description="false: at most one call.")
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = Field(

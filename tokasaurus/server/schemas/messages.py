@@ -55,6 +55,7 @@ _TOOLS_SCHEMA = {
             "name": {"type": "string", "pattern": NAME_PATTERN},
             "description": _STRING,
             "input_schema": {"type": "object"},
+            "strict": {"type": ["boolean", "null"]},
         },
         "required": ["name", "input_schema"],
     },
@@ -72,7 +73,7 @@ class CountTokensRequest(BaseModel):
     system: Annotated[Any, WithJsonSchema(_SYSTEM_SCHEMA)] = None
     tools: Annotated[Any, WithJsonSchema({"anyOf": [_TOOLS_SCHEMA, {"type": "null"}]})] = None
     tool_choice: Annotated[Any, WithJsonSchema(_OBJECT_SCHEMA)] = Field(
-        None, description="Of type auto or none."
+        None, description="Of type auto, any, tool (with its name) or none."
     )
     thinking: Annotated[Any, WithJsonSchema(_OBJECT_SCHEMA)] = Field(
         None, description="Of type disabled or adaptive."

@@ -7,8 +7,11 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from tokasaurus.errors import InvalidRequestError
 from tokasaurus.server.sampling_params import SamplingParams
+from tokasaurus.server.schemas.structured_fields import TEXT_OPTIONS_SCHEMA, text_format_output
 from tokasaurus.server.schemas.unsupported_fields import refuse_unsupported
+from tokasaurus.server.structured_output import StructuredOutput
 from tokasaurus.server.tools.definitions import NAME_PATTERN
+from tokasaurus.server.tools.tool_choice import RESPONSES_TOOL_CHOICE_SCHEMA
 
 _STRING = {"type": "string"}
 _PART_SCHEMA = {
@@ -68,7 +71,8 @@ _TOOLS_SCHEMA = {
                     "type": {"const": "function"},
                     "name": {"type": "string", "pattern": NAME_PATTERN},
                     "description": _STRING,
-                    "parameters": {"type": "object"},
+                    "parameters": {"type": ["object", "null"]},
+                    "strict": {"type": ["boolean", "null"]},
                 },
                 "required": ["type", "name"],
             },
@@ -87,15 +91,30 @@ _NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "reasoning": ({}, {"effort": None}, {"summary": None}, {"effort": None, "summary": None}),
     "service_tier": ("auto", "default"),
     "stream_options": ({}, {"include_obfuscation": False}, {"include_obfuscation": True}),
-    "text": (
-        {"format": {"type": "text"}},
-        {"format": {"type": "text"}, "verbosity": "medium"},
-        {"verbosity": "medium"},
-        {},
-    ),
     "top_logprobs": (0,),
     "truncation": ("disabled",),
 }
+
+
+class TextFormat(msgspec.Struct, tag_field="type", tag="text"):
+    pass
+
+
+class JsonObjectFormat(msgspec.Struct, tag_field="type", tag="json_object"):
+    pass
+
+
+class JsonSchemaFormat(msgspec.Struct, kw_only=True, tag_field="type", tag="json_schema"):
+    name: str
+    description: str | None
+    schema: dict[str, Any] | None
+    strict: bool | None
+
+
+class TextOptions(msgspec.Struct):
+    format: TextFormat | JsonObjectFormat | JsonSchemaFormat = msgspec.field(
+        default_factory=TextFormat
+    )
 
 
 class ResponsesRequest(BaseModel):
@@ -111,8 +130,11 @@ class ResponsesRequest(BaseModel):
     temperature: float | None = None
     top_p: float | None = None
     tools: Annotated[Any, WithJsonSchema(_TOOLS_SCHEMA)] = None
-    tool_choice: Annotated[Any, WithJsonSchema({"enum": ["none", "auto", None]})] = None
+    tool_choice: Annotated[Any, WithJsonSchema(RESPONSES_TOOL_CHOICE_SCHEMA)] = None
     parallel_tool_calls: bool | None = None
+    text: Annotated[Any, WithJsonSchema(TEXT_OPTIONS_SCHEMA)] = Field(
+        None, description="What the text has to match."
+    )
     metadata: dict[str, str] | None = Field(None, description="Kept with the response.")
 
     def check(self) -> None:
@@ -133,7 +155,30 @@ class ResponsesRequest(BaseModel):
             for name in ("temperature", "top_p")
             if (value := getattr(self, name)) is not None
         }
-        return SamplingParams(max_tokens=self.max_output_tokens, **values)
+        return SamplingParams(
+            max_tokens=self.max_output_tokens, structured_output=self._text_output(), **values
+        )
+
+    def _text_output(self) -> StructuredOutput | None:
+        options = {} if self.text is None else self.text
+        if not isinstance(options, dict) or options.keys() - {"format", "verbosity"}:
+            raise InvalidRequestError("'text' takes only a format and a verbosity.", param="text")
+        if options.get("verbosity") not in (None, "medium"):
+            raise InvalidRequestError(
+                "This server does not support 'text.verbosity' with this value; leave it out or "
+                "set it to 'medium'.",
+                param="text.verbosity",
+                code="unsupported_parameter",
+            )
+        return text_format_output(options.get("format"))
+
+    def shown_text(self) -> TextOptions:
+        """As the response repeats it; only once it was found right."""
+        given = (self.text or {}).get("format") or {"type": "text"}
+        if given["type"] == "json_schema":
+            fields = {name: given.get(name) for name in ("description", "schema", "strict")}
+            return TextOptions(JsonSchemaFormat(name=str(given.get("name", "")), **fields))
+        return TextOptions(JsonObjectFormat() if given["type"] == "json_object" else TextFormat())
 
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
@@ -205,14 +250,6 @@ class ReasoningOptions(msgspec.Struct):
     summary: None = None
 
 
-class TextFormat(msgspec.Struct, tag_field="type", tag="text"):
-    pass
-
-
-class TextOptions(msgspec.Struct):
-    format: TextFormat = msgspec.field(default_factory=TextFormat)
-
-
 class ModelResponse(msgspec.Struct, kw_only=True):
     """The response object."""
 
@@ -233,8 +270,8 @@ class ModelResponse(msgspec.Struct, kw_only=True):
     reasoning: ReasoningOptions = msgspec.field(default_factory=ReasoningOptions)
     store: bool
     temperature: float
-    text: TextOptions = msgspec.field(default_factory=TextOptions)
-    tool_choice: str
+    text: TextOptions
+    tool_choice: str | dict[str, Any]
     tools: list[dict[str, Any]]
     top_p: float
     truncation: str = "disabled"

@@ -34,6 +34,38 @@ RESPONSE_FORMAT_SCHEMA = {
         {"type": "null"},
     ]
 }
+TEXT_OPTIONS_SCHEMA = {
+    "anyOf": [
+        {
+            "type": "object",
+            "properties": {
+                "format": {
+                    "anyOf": [
+                        {
+                            "type": "object",
+                            "properties": {"type": {"enum": ["text", "json_object"]}},
+                            "required": ["type"],
+                        },
+                        {
+                            "type": "object",
+                            "properties": {
+                                "type": {"const": "json_schema"},
+                                "name": {"type": "string"},
+                                "description": {"type": "string"},
+                                "schema": {"type": "object"},
+                                "strict": {"type": ["boolean", "null"]},
+                            },
+                            "required": ["type", "schema"],
+                        },
+                    ]
+                },
+                "verbosity": {"enum": ["medium", None]},
+            },
+            "additionalProperties": False,
+        },
+        {"type": "null"},
+    ]
+}
 STRUCTURED_OUTPUTS_SCHEMA = {
     "anyOf": [
         {
@@ -84,30 +116,42 @@ def structured_output(fields: Mapping[str, Any]) -> StructuredOutput | None:
         )
     for name, value in asked.items():
         if name == "response_format":
-            return _of_response_format(value)
+            return _of_response_format(value, name)
         if name == "structured_outputs":
             return _of_structured_outputs(value)
         return StructuredOutput(**{GUIDED_FIELDS[name]: value}, param=name)
     return None
 
 
-def _of_response_format(value: Any) -> StructuredOutput:
-    param = "response_format"
+def text_format_output(value: Any) -> StructuredOutput | None:
+    """What `text.format` of a /v1/responses request asks for; None if any text will do.
+
+    Raises InvalidRequestError if it can't be enforced.
+    """
+    param = "text.format"
+    return None if value in (None, {"type": "text"}) else _of_format(value, param, value, "schema")
+
+
+def _of_response_format(value: Any, param: str) -> StructuredOutput:
+    wrapper = value.get("json_schema") if isinstance(value, dict) else None
+    return _of_format(value, param, wrapper, "json_schema.schema")
+
+
+def _of_format(value: Any, param: str, wrapper: Any, place: str) -> StructuredOutput:
+    """`wrapper`: what holds the schema, and `place`: how a client gets there."""
     kind = value.get("type") if isinstance(value, dict) else None
     if kind == "json_object":
         return StructuredOutput(json_object=True, param=param)
     if kind != "json_schema":
         raise InvalidRequestError(
-            f"'response_format' must have a type of 'text', 'json_object' or 'json_schema', not "
+            f"{param!r} must have a type of 'text', 'json_object' or 'json_schema', not "
             f"{shown(kind)}.",
             param=param,
         )
-    wrapper = value.get("json_schema")
     schema = wrapper.get("schema") if isinstance(wrapper, dict) else None
     if not isinstance(schema, dict):
         raise InvalidRequestError(
-            "'response_format' of type 'json_schema' must hold the schema, an object, in "
-            "'json_schema.schema'.",
+            f"{param!r} of type 'json_schema' must hold the schema, an object, in {place!r}.",
             param=param,
         )
     return StructuredOutput(json_schema=schema, param=param)

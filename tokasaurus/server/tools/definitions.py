@@ -1,6 +1,7 @@
-"""The `tools` and `tool_choice` of a request, checked, in the form that chat templates expect."""
+"""The `tools` of a request, checked, in the form that chat templates expect."""
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from tokasaurus.errors import InvalidRequestError
@@ -9,7 +10,6 @@ from tokasaurus.server.sampling_params import shown
 MAX_TOOLS = 256
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 NAME_PATTERN = f"^{_NAME.pattern}$"
-_FUNCTION_FIELDS = frozenset({"name", "description", "parameters", "strict"})
 _NO_PARAMETERS = {"type": "object", "properties": {}}
 
 TOOLS_SCHEMA = {
@@ -25,6 +25,7 @@ TOOLS_SCHEMA = {
                     "name": {"type": "string", "pattern": NAME_PATTERN},
                     "description": {"type": "string"},
                     "parameters": {"type": "object"},
+                    "strict": {"type": ["boolean", "null"]},
                 },
                 "required": ["name"],
             },
@@ -32,11 +33,45 @@ TOOLS_SCHEMA = {
         "required": ["type", "function"],
     },
 }
-TOOL_CHOICE_SCHEMA = {"enum": ["none", "auto", None]}
 
 
-def checked_tools(tools: Any) -> list[dict[str, Any]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tool:
+    """A function that the model may call."""
+
+    name: str
+    description: str
+    parameters: dict[str, Any]
+    is_strict: bool
+    """The client wants arguments to match the schema, whenever the model calls it."""
+    parameters_param: str
+    """What the client calls its schema."""
+
+    def for_template(self) -> dict[str, Any]:
+        function = {
+            "name": self.name,
+            "description": self.description,
+            "parameters": self.parameters,
+        }
+        return {"type": "function", "function": function}
+
+
+def checked_tools(tools: Any) -> list[Tool]:
     """Of a chat completion; null is none. Raises InvalidRequestError that names the field."""
+    checked: list[Tool] = []
+    for index, tool in enumerate(checked_list(tools)):
+        where = f"tools[{index}]"
+        check_kind(tool, where)
+        extra = sorted(set(tool) - {"type", "function"})
+        if extra:
+            raise _unknown(f"{where}.{extra[0][:64]}")
+        checked.append(checked_function(tool.get("function"), f"{where}.function"))
+    check_names(checked)
+    return checked
+
+
+def checked_list(tools: Any) -> list[Any]:
+    """Not too many of whatever they are."""
     if tools is None:
         return []
     if not isinstance(tools, list):
@@ -45,29 +80,29 @@ def checked_tools(tools: Any) -> list[dict[str, Any]]:
         raise InvalidRequestError(
             f"'tools' must be at most {MAX_TOOLS} tools, not {len(tools)}.", param="tools"
         )
-    checked: list[dict[str, Any]] = []
-    for index, tool in enumerate(tools):
-        where = f"tools[{index}]"
-        kind = tool.get("type") if isinstance(tool, dict) else None
-        if kind != "function":
-            raise InvalidRequestError(
-                f"'{where}' must be an object of type 'function', not {shown(kind)}.", param=where
-            )
-        extra = sorted(set(tool) - {"type", "function"})
-        if extra:
-            raise _unknown(f"{where}.{extra[0][:64]}")
-        checked.append(checked_function(tool.get("function"), f"{where}.function"))
-    names = [tool["function"]["name"] for tool in checked]
-    if len(set(names)) < len(names):
+    return tools
+
+
+def check_kind(tool: Any, where: str) -> None:
+    """OpenAI's forms know other types of tools, too."""
+    kind = tool.get("type") if isinstance(tool, dict) else None
+    if kind != "function":
+        raise InvalidRequestError(
+            f"'{where}' must be an object of type 'function', not {shown(kind)}.", param=where
+        )
+
+
+def check_names(tools: list[Tool]) -> None:
+    """Each has its own."""
+    if len({tool.name for tool in tools}) < len(tools):
         raise InvalidRequestError("'tools' has two tools of one name.", param="tools")
-    return checked
 
 
-def checked_function(function: Any, where: str) -> dict[str, Any]:
+def checked_function(function: Any, where: str, *, parameters_key: str = "parameters") -> Tool:
     """One tool. Raises InvalidRequestError that names the field."""
     if not isinstance(function, dict):
         raise InvalidRequestError(f"'{where}' must be an object.", param=where)
-    extra = sorted(set(function) - _FUNCTION_FIELDS)
+    extra = sorted(set(function) - {"name", "description", "strict", parameters_key})
     if extra:
         raise _unknown(f"{where}.{extra[0][:64]}")
     name, description = function.get("name"), function.get("description")
@@ -80,37 +115,23 @@ def checked_function(function: Any, where: str) -> dict[str, Any]:
         raise InvalidRequestError(
             f"'{where}.description' must be a string.", param=f"{where}.description"
         )
-    parameters = function.get("parameters")
+    parameters = function.get(parameters_key)
     if not isinstance(parameters, dict | None):
         raise InvalidRequestError(
-            f"'{where}.parameters' must be a JSON schema of an object.",
-            param=f"{where}.parameters",
+            f"'{where}.{parameters_key}' must be a JSON schema of an object.",
+            param=f"{where}.{parameters_key}",
         )
-    if function.get("strict"):
+    is_strict = function.get("strict")
+    if not isinstance(is_strict, bool | None):
         raise InvalidRequestError(
-            f"'{where}.strict' can't be true: this server does not enforce schemas; set it to "
-            "false.",
-            param=f"{where}.strict",
-            code="unsupported_parameter",
+            f"'{where}.strict' must be true or false.", param=f"{where}.strict"
         )
-    checked = {"name": name, "description": description or "", "parameters": parameters}
-    return {"type": "function", "function": checked | {"parameters": parameters or _NO_PARAMETERS}}
-
-
-def check_tool_choice(choice: Any, *, has_tools: bool, param: str = "tool_choice") -> bool:
-    """Whether the model may call tools. Raises InvalidRequestError for what can't be honoured."""
-    if choice in (None, "auto", "none"):
-        return has_tools and choice != "none"
-    kind = choice.get("type") if isinstance(choice, dict) else choice
-    if kind in ("required", "any", "function", "tool"):
-        raise InvalidRequestError(
-            f"{param!r} can't force a call: this server does not enforce grammars; use 'auto' or "
-            "'none'.",
-            param=param,
-            code="unsupported_parameter",
-        )
-    raise InvalidRequestError(
-        f"{param!r} must be 'auto' or 'none', not {shown(choice)}.", param=param
+    return Tool(
+        name=name,
+        description=description or "",
+        parameters=parameters or _NO_PARAMETERS,
+        is_strict=bool(is_strict),
+        parameters_param=f"{where}.{parameters_key}",
     )
 
 

@@ -1,6 +1,8 @@
 """Hermes and Qwen: <tool_call>{"name": ..., "arguments": {...}}</tool_call>, once per call."""
 
+from tokasaurus.server.tools.call_grammar import CallSyntax
 from tokasaurus.server.tools.parser import ToolParser, awaits
+from tokasaurus.tokenization.chat_template import ChatTemplate
 
 _CLOSING = "</tool_call>"
 
@@ -10,6 +12,14 @@ class HermesParser(ToolParser):
 
     marker = "<tool_call>"
     special_tokens = (marker, _CLOSING)
+
+    @classmethod
+    def call_syntax(cls, template: ChatTemplate) -> CallSyntax:  # noqa: ARG003 - there is one only
+        return CallSyntax(
+            begin=(cls.marker, "\n"),
+            separator=("\n", _CLOSING, "\n", cls.marker, "\n"),
+            end=("\n", _CLOSING),
+        )
 
     def _after_marker(self, is_last: bool) -> bool:
         stripped = self._buffer.lstrip()

@@ -3,7 +3,9 @@
 Several calls are separated by semicolons, commas or line breaks.
 """
 
+from tokasaurus.server.tools.call_grammar import CallSyntax
 from tokasaurus.server.tools.parser import ToolParser, awaits
+from tokasaurus.tokenization.chat_template import ChatTemplate
 
 
 class Llama3Parser(ToolParser):
@@ -11,6 +13,10 @@ class Llama3Parser(ToolParser):
 
     marker = "<|python_tag|>"
     special_tokens = (marker,)
+
+    @classmethod
+    def call_syntax(cls, template: ChatTemplate) -> CallSyntax:  # noqa: ARG003 - there is one only
+        return CallSyntax(separator=("; ",), arguments_key="parameters")
 
     def __init__(self, names: frozenset[str]) -> None:
         super().__init__(names)

@@ -7,10 +7,13 @@ name{...}.
 import re
 
 from tokasaurus.server.output_events import ArgumentsPiece, CallStart
+from tokasaurus.server.tools.call_grammar import CallSyntax
 from tokasaurus.server.tools.call_reading import JsonScanner
 from tokasaurus.server.tools.parser import ToolParser
+from tokasaurus.tokenization.chat_template import ChatTemplate
 
 _MAX_HEAD_CHARACTERS = 256
+_CALL_ID = re.compile("[A-Za-z0-9]{9}")
 _HEAD = re.compile(r"\s*([\w.-]+)\s*(?:\[CALL_ID\][\w-]*)?\s*(?:\[ARGS\])?\s*")
 
 
@@ -19,6 +22,15 @@ class MistralParser(ToolParser):
 
     marker = "[TOOL_CALLS]"
     special_tokens = (marker, "[ARGS]", "[CALL_ID]")
+
+    @classmethod
+    def call_syntax(cls, template: ChatTemplate) -> CallSyntax:
+        if not template.mentions("[ARGS]"):
+            return CallSyntax(begin=(cls.marker, "["), separator=(", ",), end=("]",))
+        numbered = ("[CALL_ID]", _CALL_ID) if template.mentions("[CALL_ID]") else ()
+        return CallSyntax(
+            begin=(cls.marker,), separator=(cls.marker,), after_name=(*numbered, "[ARGS]")
+        )
 
     def __init__(self, names: frozenset[str]) -> None:
         super().__init__(names)

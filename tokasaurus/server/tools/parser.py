@@ -9,7 +9,9 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from tokasaurus.server.output_events import OutputEvent, TextPiece, merged
+from tokasaurus.server.tools.call_grammar import CallSyntax
 from tokasaurus.server.tools.call_reading import CallReader
+from tokasaurus.tokenization.chat_template import ChatTemplate
 from tokasaurus.tokenization.stop_strings import possible_start
 
 State = Callable[[bool], bool]
@@ -23,6 +25,11 @@ class ToolParser(abc.ABC):
     marker: ClassVar[str]
     special_tokens: ClassVar[tuple[str, ...]]
     """Tokens that must stay in the text for this parser to see them."""
+
+    @classmethod
+    @abc.abstractmethod
+    def call_syntax(cls, template: ChatTemplate) -> CallSyntax:
+        """How a model of this template writes calls, so that this parser can read them."""
 
     def __init__(self, names: frozenset[str]) -> None:
         """`names` of the tools that the client offered."""

@@ -1,4 +1,4 @@
-"""Every failure as OpenAI's clients expect it: {"error": {message, type, param, code}}."""
+"""Every failure as clients expect it: OpenAI's, or on /v1/messages Anthropic's."""
 
 import math
 from http import HTTPStatus
@@ -17,6 +17,17 @@ from tokasaurus.errors import (
 )
 from tokasaurus.server.access import scope_keys
 from tokasaurus.server.schemas.errors import ErrorBody, ErrorResponse
+from tokasaurus.server.schemas.messages import MessageError, MessageErrorBody
+
+_MESSAGES_PATH = "/v1/messages"
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
 
 _INTERNAL_ERROR = ErrorResponse(
     ErrorBody(message="The server failed on this request; its log says why.", type="server_error")
@@ -65,12 +76,23 @@ def status_of(error: TokasaurusError) -> int:
     return HTTPStatus.INTERNAL_SERVER_ERROR
 
 
+def describe_to_anthropic(status: int, body: ErrorResponse) -> MessageError:
+    """The same, as Anthropic's clients are told it."""
+    kind = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "api_error"
+    error = MessageErrorBody(_ANTHROPIC_TYPES.get(status, kind), body.error.message)
+    if body.error.param is not None:
+        error.param = body.error.param
+    return MessageError(error)
+
+
 def error_response(
-    status: int, body: ErrorResponse, headers: dict[str, str] | None = None
+    path: str, status: int, body: ErrorResponse, headers: dict[str, str] | None = None
 ) -> Response:
-    """A whole response that says only that."""
+    """A whole response that says only that; `path`: of the request."""
+    is_anthropic = path == _MESSAGES_PATH or path.startswith(f"{_MESSAGES_PATH}/")
+    shown = describe_to_anthropic(status, body) if is_anthropic else body
     return Response(
-        msgspec.json.encode(body), status, media_type="application/json", headers=headers
+        msgspec.json.encode(shown), status, media_type="application/json", headers=headers
     )
 
 
@@ -81,14 +103,14 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _handle_bug)
 
 
-async def _handle_own(request: Request, error: Exception) -> Response:  # noqa: ARG001
+async def _handle_own(request: Request, error: Exception) -> Response:
     assert isinstance(error, TokasaurusError)
     headers = None
     if isinstance(error, OverloadedError):
         headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_seconds)))}
     elif isinstance(error, DeadlineExceededError):
         headers = {"X-Should-Retry": "false"}  # OpenAI's clients heed it; the next try would end so
-    return error_response(status_of(error), describe(error), headers)
+    return error_response(request.url.path, status_of(error), describe(error), headers)
 
 
 async def _handle_http(request: Request, error: Exception) -> Response:
@@ -100,7 +122,7 @@ async def _handle_http(request: Request, error: Exception) -> Response:
     }.get(HTTPStatus(error.status_code), str(error.detail))
     body = ErrorBody(message=message, type="invalid_request_error")
     headers = None if error.headers is None else dict(error.headers)
-    return error_response(error.status_code, ErrorResponse(body), headers)
+    return error_response(path, error.status_code, ErrorResponse(body), headers)
 
 
 async def _handle_bug(request: Request, error: Exception) -> Response:  # noqa: ARG001
@@ -108,4 +130,6 @@ async def _handle_bug(request: Request, error: Exception) -> Response:  # noqa: 
     # does not pass through our middleware, which would have added the id.
     request_id = request.scope.get(scope_keys.REQUEST_ID)
     headers = None if request_id is None else {"X-Request-Id": request_id}
-    return error_response(HTTPStatus.INTERNAL_SERVER_ERROR, _INTERNAL_ERROR, headers)
+    return error_response(
+        request.url.path, HTTPStatus.INTERNAL_SERVER_ERROR, _INTERNAL_ERROR, headers
+    )

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from tokasaurus import __version__
 from tokasaurus.server.schemas.errors import ErrorResponse
+from tokasaurus.server.schemas.messages import MessageError
 
 _REF = "#/components/schemas/{name}"
 _EVENT_SCHEMA = {
@@ -25,12 +26,17 @@ def takes(schema: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-def answers(shape: type[msgspec.Struct], *, streams: bool = False) -> dict[int | str, Any]:
+def answers(
+    shape: type[msgspec.Struct],
+    *,
+    streams: bool = False,
+    failure: type[msgspec.Struct] = ErrorResponse,
+) -> dict[int | str, Any]:
     """`responses` of a route that answers in the shape, or with an error."""
     content: dict[str, Any] = {"application/json": {"schema": {"$ref": _ref_of(shape)}}}
     if streams:
         content["text/event-stream"] = {"schema": _EVENT_SCHEMA}
-    error = {"application/json": {"schema": {"$ref": _ref_of(ErrorResponse)}}}
+    error = {"application/json": {"schema": {"$ref": _ref_of(failure)}}}
     return {
         200: {"description": "Success", "content": content},
         "default": {"description": "Failure", "content": error},
@@ -63,7 +69,7 @@ def install_openapi(
 def _components(
     requests: list[type[BaseModel]], responses: list[type[msgspec.Struct]]
 ) -> dict[str, Any]:
-    shapes = [*responses, ErrorResponse]
+    shapes = [*responses, ErrorResponse, MessageError]
     _, components = msgspec.json.schema_components(shapes, ref_template=_REF)
     for schema in requests:
         own = schema.model_json_schema(ref_template=_REF.replace("{name}", "{model}"))

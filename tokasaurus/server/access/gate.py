@@ -38,7 +38,10 @@ class ApiKeyGate:
             code="invalid_api_key",
         )
         response = error_response(
-            HTTPStatus.UNAUTHORIZED, ErrorResponse(body), {"WWW-Authenticate": "Bearer"}
+            scope["path"],
+            HTTPStatus.UNAUTHORIZED,
+            ErrorResponse(body),
+            {"WWW-Authenticate": "Bearer"},
         )
         await response(scope, receive, send)
 

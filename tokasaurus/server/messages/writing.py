@@ -4,10 +4,10 @@ import uuid
 
 import msgspec
 
-from tokasaurus.errors import InvalidRequestError, OverloadedError, TokasaurusError
+from tokasaurus.errors import TokasaurusError
 from tokasaurus.server.chat_output import ChatOutputParser
 from tokasaurus.server.chat_turns import RunningTurn
-from tokasaurus.server.errors import status_of
+from tokasaurus.server.errors import describe, describe_to_anthropic, status_of
 from tokasaurus.server.generation import Generation
 from tokasaurus.server.output_events import (
     ArgumentsPiece,
@@ -26,7 +26,6 @@ from tokasaurus.server.schemas.messages import (
     Message,
     MessageDelta,
     MessageError,
-    MessageErrorBody,
     MessageStart,
     MessageStop,
     MessageUsage,
@@ -40,30 +39,10 @@ from tokasaurus.server.schemas.messages import (
 )
 from tokasaurus.server.streaming import Chunks
 
-_ERROR_TYPES = {
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    503: "overloaded_error",
-}
-
 
 def message_error(error: TokasaurusError) -> MessageError:
     """A failure as Anthropic's clients expect it."""
-    kind = "invalid_request_error" if isinstance(error, InvalidRequestError) else "api_error"
-    body = MessageErrorBody(_ERROR_TYPES.get(status_of(error), kind), str(error))
-    if isinstance(error, InvalidRequestError) and error.param is not None:
-        body.param = error.param
-    return MessageError(body)
-
-
-def retry_after_headers(error: TokasaurusError) -> dict[str, str]:
-    """When to come again, if that is known."""
-    if not isinstance(error, OverloadedError):
-        return {}
-    return {"Retry-After": str(max(1, round(error.retry_after_seconds)))}
+    return describe_to_anthropic(status_of(error), describe(error))
 
 
 class MessageWriter:

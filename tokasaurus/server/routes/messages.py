@@ -5,17 +5,17 @@ from typing import Any
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from tokasaurus.errors import InvalidRequestError, TokasaurusError
+from tokasaurus.errors import InvalidRequestError
 from tokasaurus.server.body import parse_body
 from tokasaurus.server.chat_turns import ChatTurn, render_turn, start_turn
-from tokasaurus.server.errors import status_of
 from tokasaurus.server.messages.conversation import chat_messages, message_tool_use
-from tokasaurus.server.messages.writing import MessageWriter, message_error, retry_after_headers
+from tokasaurus.server.messages.writing import MessageWriter, message_error
 from tokasaurus.server.openapi import answers, takes
 from tokasaurus.server.sampling_params import SamplingParams
 from tokasaurus.server.schemas.messages import (
     CountTokensRequest,
     Message,
+    MessageError,
     MessagesRequest,
     TokenCount,
 )
@@ -32,35 +32,9 @@ _FRAMING = Framing(named_event, lambda error: named_event(message_error(error)),
     "/v1/messages",
     summary="Answer a chat (Anthropic's form)",
     openapi_extra=takes(MessagesRequest),
-    responses=answers(Message, streams=True),
+    responses=answers(Message, streams=True, failure=MessageError),
 )
 async def create_message(request: Request) -> Response:
-    try:
-        return await _create(request)
-    except TokasaurusError as error:
-        return _error_response(error)
-
-
-@router.post(
-    "/v1/messages/count_tokens",
-    summary="Tokens of a chat's prompt (Anthropic's form)",
-    openapi_extra=takes(CountTokensRequest),
-    responses=answers(TokenCount),
-)
-async def count_tokens(request: Request) -> Response:
-    try:
-        state = state_of(request)
-        body = await parse_body(request, CountTokensRequest, state.max_body_bytes)
-        state.check_ready()
-        state.check_model(body.model)
-        text = render_turn(state, _turn(state, body, SamplingParams()))
-        [ids] = await state.encoding_pool.encode([text], add_special_tokens=False)
-    except TokasaurusError as error:
-        return _error_response(error)
-    return _json(TokenCount(len(ids)))
-
-
-async def _create(request: Request) -> Response:
     state = state_of(request)
     body = await parse_body(request, MessagesRequest, state.max_body_bytes)
     state.check_ready()
@@ -80,6 +54,22 @@ async def _create(request: Request) -> Response:
     if generations is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     return _json(writer.whole(generations[0]))
+
+
+@router.post(
+    "/v1/messages/count_tokens",
+    summary="Tokens of a chat's prompt (Anthropic's form)",
+    openapi_extra=takes(CountTokensRequest),
+    responses=answers(TokenCount, failure=MessageError),
+)
+async def count_tokens(request: Request) -> Response:
+    state = state_of(request)
+    body = await parse_body(request, CountTokensRequest, state.max_body_bytes)
+    state.check_ready()
+    state.check_model(body.model)
+    text = render_turn(state, _turn(state, body, SamplingParams()))
+    [ids] = await state.encoding_pool.encode([text], add_special_tokens=False)
+    return _json(TokenCount(len(ids)))
 
 
 def _turn(state: ServerState, body: CountTokensRequest, params: SamplingParams) -> ChatTurn:
@@ -109,12 +99,3 @@ def _thinking_variables(state: ServerState, thinking: Any) -> dict[str, Any] | N
 
 def _json(value: msgspec.Struct) -> Response:
     return Response(msgspec.json.encode(value), media_type="application/json")
-
-
-def _error_response(error: TokasaurusError) -> Response:
-    return Response(
-        msgspec.json.encode(message_error(error)),
-        status_of(error),
-        media_type="application/json",
-        headers=retry_after_headers(error),
-    )

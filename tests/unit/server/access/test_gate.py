@@ -41,6 +41,21 @@ def test_without_a_key_everything_is_closed(path: str, headers: dict[str, str]) 
     run(check, access=LOCKED)
 
 
+def test_anthropics_clients_are_told_in_their_form() -> None:
+    async def check(server: TinyServer) -> None:
+        for path in ("/v1/messages", "/v1/messages/count_tokens"):
+            response = await server.post(path, {})
+            assert response.status_code == 401
+            assert response.json()["type"] == "error"
+            assert response.json()["error"]["type"] == "authentication_error"
+            assert "missing" in response.json()["error"]["message"]
+            response = await server.http.put(path, headers={"X-Api-Key": "secret"})
+            assert response.status_code == 405
+            assert response.json()["error"]["type"] == "invalid_request_error"
+
+    run(check, access=LOCKED)
+
+
 @pytest.mark.parametrize(
     "headers",
     [

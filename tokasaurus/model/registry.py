@@ -1,5 +1,6 @@
 """Loads a model folder: picks the native decoder or the transformers path, and says which."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,7 @@ from tokasaurus.model.config import (
     UnsupportedFeatureError,
 )
 from tokasaurus.model.decoder import Decoder
+from tokasaurus.model.families.experts import STACKED_WEIGHT
 from tokasaurus.model.families.falcon import FALCON
 from tokasaurus.model.families.family import Family
 from tokasaurus.model.families.llama import LLAMA
@@ -168,13 +170,21 @@ def load_native(
     if load_format == "dummy":
         fill_with_dummy_weights(model, progress)
         return model
+    checkpoint = Checkpoint(folder)
     load_weights(
         model,
-        family.weight_names(spec),
+        _weight_names(family, spec, checkpoint),
         spec.num_layers,
-        Checkpoint(folder),
+        checkpoint,
         progress,
         unused=frozenset({family.head_name}) if spec.tie_embeddings else frozenset(),
         local_path=model.stage.local_path,
     )
     return model
+
+
+def _weight_names(family: Family, spec: DecoderSpec, checkpoint: Checkpoint) -> Mapping[str, str]:
+    stacked = family.stacked_weight_names
+    if stacked is not None and any(name.endswith(STACKED_WEIGHT) for name in checkpoint.names()):
+        return stacked(spec)
+    return family.weight_names(spec)

@@ -21,6 +21,15 @@ def read_expert_layers(config: ConfigReader) -> frozenset[int]:
     return frozenset(i for i in range(num_layers) if (i + 1) % step == 0 and i not in dense)
 
 
+STACKED_WEIGHT = ".mlp.experts.gate_up_proj"
+"""Ends the name of a tensor with all experts of a layer."""
+STACKED_NAMES = {
+    "model.layers.{layer}.mlp.gate": "layers.{layer}.mlp.router",
+    "model.layers.{layer}.mlp.experts": "layers.{layer}.mlp.experts",
+}
+"""What transformers writes with save_original_format=False, for every family."""
+
+
 def expert_names(
     spec: DecoderSpec, prefix: str, *, gate: str, up: str, down: str
 ) -> Mapping[str, str]:

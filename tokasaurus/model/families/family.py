@@ -16,5 +16,7 @@ class Family:
     read_spec: Callable[[ConfigReader], DecoderSpec]
     weight_names: Callable[[DecoderSpec], Mapping[str, str]]
     """Checkpoint module name -> "path" or "path:part" in the decoder; see `load_weights`."""
+    stacked_weight_names: Callable[[DecoderSpec], Mapping[str, str]] | None = None
+    """The same for checkpoints that hold all experts of a layer in one tensor."""
     head_name: str = "lm_head.weight"
     """May be in a checkpoint that ties it to the embedding; unused then."""

@@ -7,7 +7,11 @@ Covered: any number of experts, `sliding_window` in all layers or none, all rota
 from collections.abc import Mapping
 
 from tokasaurus.model.config import ConfigReader, DecoderSpec, MoESpec
-from tokasaurus.model.families.experts import expert_names, read_num_experts_per_token
+from tokasaurus.model.families.experts import (
+    STACKED_NAMES,
+    expert_names,
+    read_num_experts_per_token,
+)
 from tokasaurus.model.families.family import Family
 from tokasaurus.model.families.llama import LLAMA_NAMES, read_llama_like
 
@@ -49,4 +53,5 @@ MIXTRAL = Family(
     architecture="MixtralForCausalLM",
     read_spec=read_spec,
     weight_names=weight_names,
+    stacked_weight_names=lambda _: {**LLAMA_NAMES, **STACKED_NAMES},
 )

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from tokasaurus.model.config import ConfigReader, DecoderSpec, MoESpec
 from tokasaurus.model.families.experts import (
+    STACKED_NAMES,
     expert_names,
     read_expert_layers,
     read_num_experts_per_token,
@@ -19,6 +20,13 @@ from tokasaurus.model.families.qwen2 import read_sliding_windows
 
 _MLP = "model.layers.{layer}.mlp"
 _SHARED = "layers.{layer}.mlp.shared"
+_NAMES = {
+    **LLAMA_NAMES,
+    f"{_MLP}.shared_expert_gate": "layers.{layer}.mlp.shared_gate",
+    f"{_MLP}.shared_expert.gate_proj": f"{_SHARED}.gate_up:gate",
+    f"{_MLP}.shared_expert.up_proj": f"{_SHARED}.gate_up:up",
+    f"{_MLP}.shared_expert.down_proj": f"{_SHARED}.down",
+}
 
 
 def _read_windows(config: ConfigReader) -> tuple[int | None, ...]:
@@ -55,12 +63,8 @@ def read_spec(config: ConfigReader) -> DecoderSpec:
 
 def weight_names(spec: DecoderSpec) -> Mapping[str, str]:
     return {
-        **LLAMA_NAMES,
+        **_NAMES,
         f"{_MLP}.gate": "layers.{layer}.mlp.router",
-        f"{_MLP}.shared_expert_gate": "layers.{layer}.mlp.shared_gate",
-        f"{_MLP}.shared_expert.gate_proj": f"{_SHARED}.gate_up:gate",
-        f"{_MLP}.shared_expert.up_proj": f"{_SHARED}.gate_up:up",
-        f"{_MLP}.shared_expert.down_proj": f"{_SHARED}.down",
         **expert_names(spec, f"{_MLP}.experts", gate="gate_proj", up="up_proj", down="down_proj"),
     }
 
@@ -70,4 +74,5 @@ QWEN2_MOE = Family(
     architecture="Qwen2MoeForCausalLM",
     read_spec=read_spec,
     weight_names=weight_names,
+    stacked_weight_names=lambda _: {**_NAMES, **STACKED_NAMES},
 )

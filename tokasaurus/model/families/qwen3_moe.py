@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from tokasaurus.model.config import ConfigReader, DecoderSpec, MoESpec
 from tokasaurus.model.families.experts import (
+    STACKED_NAMES,
     expert_names,
     read_expert_layers,
     read_num_experts_per_token,
@@ -61,4 +62,5 @@ QWEN3_MOE = Family(
     architecture="Qwen3MoeForCausalLM",
     read_spec=read_spec,
     weight_names=weight_names,
+    stacked_weight_names=lambda _: {**QWEN3_NAMES, **STACKED_NAMES},
 )

@@ -17,7 +17,9 @@ from tokasaurus.model.config import DecoderSpec, TensorSpec
 from tokasaurus.model.layers.activation import ACTIVATIONS
 from tokasaurus.model.layers.grouped_linear import GroupedLinear
 from tokasaurus.model.layers.linear import Linear
+from tokasaurus.model.layers.loading import LoadableLayer
 from tokasaurus.model.parallel import ParallelContext
+from tokasaurus.model.weights.tensors import CheckpointTensor
 
 
 def held_experts(num_experts: int, parallel: ParallelContext) -> range:
@@ -97,8 +99,11 @@ class Dispatch:
         return total_TD
 
 
-class Experts(nn.Module):
-    """down(activation(gate(x)) * up(x)) with the weights of each row's expert."""
+class Experts(LoadableLayer):
+    """down(activation(gate(x)) * up(x)) with the weights of each row's expert.
+
+    Its two layers load a tensor per expert; the layer itself loads tensors with all experts.
+    """
 
     def __init__(self, spec: DecoderSpec, held: range, tensors: TensorSpec) -> None:
         super().__init__()
@@ -107,6 +112,14 @@ class Experts(nn.Module):
         self.gate_up = GroupedLinear(held, num_experts, spec.hidden_size, 2 * size, tensors)
         self.down = GroupedLinear(held, num_experts, size, spec.hidden_size, tensors)
         self.activation = ACTIVATIONS[spec.activation]
+
+    def parameter_names(self) -> list[str]:
+        return ["gate_up_proj", "down_proj"]
+
+    def load(self, part: str, parameter: str, source: CheckpointTensor) -> None:
+        assert part == "", f"experts have no part {part}"
+        layer = {"gate_up_proj": self.gate_up, "down_proj": self.down}[parameter]
+        layer.load("all", "weight", source)
 
     def forward(self, x_RD: torch.Tensor, ends_E: torch.Tensor) -> torch.Tensor:
         gate_RI, up_RI = self.gate_up(x_RD, ends_E).chunk(2, dim=-1)

@@ -27,6 +27,10 @@ class Checkpoint:
             for name in file.names():
                 yield file.tensor(name)
 
+    def names(self) -> Iterator[str]:
+        for file in self._files:
+            yield from file.names()
+
     def floating_dtype(self) -> torch.dtype | None:
         """The dtype of the first floating-point tensor."""
         for file in self._files:

@@ -1,10 +1,12 @@
 """A decoder filled from checkpoints that are right, sharded, incomplete or foreign."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from tests.checkpoints import make_checkpoint
@@ -80,6 +82,27 @@ def test_sharded_checkpoints_load_alike(folder: Path) -> None:
         load(folder)
     index.write_text(json.dumps({"weight_map": {"x": "../../secret"}}))
     with pytest.raises(ModelError, match="outside its folder"):
+        load(folder)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "qwen3_moe"])
+def test_experts_load_from_one_tensor_as_from_many(family: str, tmp_path: Path) -> None:
+    folder = make_checkpoint(family, tmp_path)
+    expected = load(folder).state_dict()
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    shutil.copytree(folder, tmp_path / "stacked")
+    model.save_pretrained(tmp_path / "stacked", save_original_format=False)
+    names = load_file(tmp_path / "stacked" / "model.safetensors")
+    assert "model.layers.0.mlp.experts.gate_up_proj" in names
+    actual = load(tmp_path / "stacked").state_dict()
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_missing_expert_is_named(tmp_path: Path) -> None:
+    folder = make_checkpoint("qwen3_moe", tmp_path)
+    edit(folder, model__layers__2__mlp__experts__3__up_proj__weight=None)
+    with pytest.raises(ModelError, match=r"model\.layers\.2\.mlp\.experts\.3\.up_proj\.weight"):
         load(folder)
 
 

@@ -6,7 +6,6 @@ Shapes: T tokens, S sampled rows, D hidden size, V vocabulary, L rows of this ra
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,42 +13,8 @@ import torch.nn.functional as F
 from tokasaurus.model.config import TensorSpec
 from tokasaurus.model.layers.linear import Linear
 from tokasaurus.model.layers.loading import LoadableLayer
-from tokasaurus.model.parallel import ParallelContext
-from tokasaurus.model.sampling.noise import BLOCK_SIZE
+from tokasaurus.model.layers.sharding import VocabularyShare
 from tokasaurus.model.weights.tensors import CheckpointTensor
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VocabularyShare:
-    """The token ids of one rank. Every rank's weight has `num_rows`; the last ones may be padding.
-
-    Shares begin at multiples of the noise's blocks, so that a rank can draw among its own tokens.
-    """
-
-    vocab_size: int
-    num_rows: int
-    start: int
-    num_tokens: int
-
-    @classmethod
-    def of(cls, vocab_size: int, parallel: ParallelContext) -> "VocabularyShare":
-        if parallel.tp_size == 1:
-            return cls(vocab_size=vocab_size, num_rows=vocab_size, start=0, num_tokens=vocab_size)
-        num_blocks = -(-vocab_size // BLOCK_SIZE)
-        num_rows = -(-num_blocks // parallel.tp_size) * BLOCK_SIZE
-        start = parallel.tp_rank * num_rows
-        return cls(
-            vocab_size=vocab_size,
-            num_rows=num_rows,
-            start=start,
-            num_tokens=min(max(vocab_size - start, 0), num_rows),
-        )
-
-    def load(self, target: torch.Tensor, source: CheckpointTensor) -> None:
-        """Fill this rank's weight; padding is zero."""
-        source.expect_shape((self.vocab_size, *target.shape[1:]))
-        source.copy_to(target, slice(self.start, self.start + self.num_tokens))
-        target[self.num_tokens :].zero_()
 
 
 class Embedding(LoadableLayer):
@@ -64,7 +29,7 @@ class Embedding(LoadableLayer):
 
     def load(self, part: str, parameter: str, source: CheckpointTensor) -> None:
         assert part == "", f"an embedding has no part {part}"
-        self.share.load(self.parameter(parameter), source)
+        _load_share(self.share, self.parameter(parameter), source)
 
     def read_rows_with(self, rows: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """From now on `rows(ids_T)` gives the vectors, and the weight is not read any more."""
@@ -103,7 +68,7 @@ class Head(Linear):
 
     def load(self, part: str, parameter: str, source: CheckpointTensor) -> None:
         assert part == "", f"a head has no part {part}"
-        self.share.load(self.parameter(parameter), source)
+        _load_share(self.share, self.parameter(parameter), source)
 
     def parameter_names(self) -> list[str]:
         return [] if self.is_tied else super().parameter_names()
@@ -118,9 +83,11 @@ class Head(Linear):
     def whole(self, logits_SL: torch.Tensor) -> torch.Tensor:
         """The logits of the whole vocabulary, SV, from every rank's."""
         parts = self._parallel.tp.all_gather(logits_SL)
-        return parts[0] if len(parts) == 1 else join_shares(parts, self.share.vocab_size)
+        return parts[0] if len(parts) == 1 else self.share.join(parts)
 
 
-def join_shares(parts: list[torch.Tensor], vocab_size: int) -> torch.Tensor:
-    """float32[S, V], contiguous, from the ranks' logits SL."""
-    return torch.cat(parts, dim=1)[:, :vocab_size].contiguous()
+def _load_share(share: VocabularyShare, target: torch.Tensor, source: CheckpointTensor) -> None:
+    """Fill this rank's weight; padding is zero."""
+    source.expect_shape((share.vocab_size, *target.shape[1:]))
+    source.copy_to(target, slice(share.start, share.start + share.num_tokens))
+    target[share.num_tokens :].zero_()

@@ -1,9 +1,15 @@
-"""Which heads and features a tensor-parallel rank holds, and what can't be divided."""
+"""Which heads, features and tokens a tensor-parallel rank holds, and what can't be divided.
+
+Shapes: S rows, V vocabulary, L tokens of a rank's share with its padding.
+"""
 
 from dataclasses import dataclass
 
+import torch
+
 from tokasaurus.errors import ConfigError
 from tokasaurus.model.parallel import ParallelContext
+from tokasaurus.model.sampling.noise import BLOCK_SIZE
 
 
 def share_of(size: int, parallel: ParallelContext) -> range:
@@ -72,3 +78,34 @@ class HeadShare:
                 ("v", local, start + group_size + 1, 1),
             ]
         return runs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VocabularyShare:
+    """The token ids of one rank. Every rank's weight has `num_rows`; the last ones may be padding.
+
+    Shares begin at multiples of the noise's blocks, so that a rank can draw among its own tokens.
+    """
+
+    vocab_size: int
+    num_rows: int
+    start: int
+    num_tokens: int
+
+    @classmethod
+    def of(cls, vocab_size: int, parallel: ParallelContext) -> "VocabularyShare":
+        if parallel.tp_size == 1:
+            return cls(vocab_size=vocab_size, num_rows=vocab_size, start=0, num_tokens=vocab_size)
+        num_blocks = -(-vocab_size // BLOCK_SIZE)
+        num_rows = -(-num_blocks // parallel.tp_size) * BLOCK_SIZE
+        start = parallel.tp_rank * num_rows
+        return cls(
+            vocab_size=vocab_size,
+            num_rows=num_rows,
+            start=start,
+            num_tokens=min(max(vocab_size - start, 0), num_rows),
+        )
+
+    def join(self, parts: list[torch.Tensor]) -> torch.Tensor:
+        """SV, contiguous, from the ranks' SL."""
+        return torch.cat(parts, dim=1)[:, : self.vocab_size].contiguous()

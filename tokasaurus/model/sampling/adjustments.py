@@ -65,6 +65,19 @@ class AdjustedRows:
             masks=None if self.masks is None else self.masks[first:end],
         )
 
+    def take(self, places_S: np.ndarray) -> "AdjustedRows | None":
+        """Row r moved to places_S[r], which rises with r; left out where that is below 0."""
+        places = places_S[self.rows]
+        kept = np.flatnonzero(places >= 0).tolist()
+        if not kept:
+            return None
+        return AdjustedRows(
+            rows=places[kept],
+            adjustments=[self.adjustments[index] for index in kept],
+            history=self.history,
+            masks=None if self.masks is None else [self.masks[index] for index in kept],
+        )
+
     def apply(self, logits_SV: torch.Tensor) -> None:
         """Change the logits (float32, contiguous) in place."""
         pairs = list(zip(self.rows.tolist(), self.adjustments, strict=True))

@@ -47,31 +47,50 @@ class DrawnRows:
         )
 
 
-def draw_tokens(logits_SV: torch.Tensor, maxima_SB: torch.Tensor, batch: DrawnRows) -> torch.Tensor:
-    """int64[R]; arbitrary for rows with a NaN."""
+@dataclass(frozen=True, slots=True)
+class VocabularySlice:
+    """The token ids that columns of the logits stand for: whole blocks from `first_block` on."""
+
+    vocab_size: int
+    """Of the whole vocabulary."""
+    first_block: int = 0
+
+
+def draw_tokens(
+    logits_SV: torch.Tensor,
+    maxima_SB: torch.Tensor,
+    batch: DrawnRows,
+    held: VocabularySlice | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The winners' columns int64[R] and their scores float32[R]; arbitrary for rows with a NaN.
+
+    `held` says which part of the vocabulary the logits are; None: all of it.
+    """
+    held = held or VocabularySlice(logits_SV.shape[1])
     maxima_RB = maxima_SB.index_select(0, batch.rows)
     num_blocks = maxima_RB.shape[1]
     blocks = torch.arange(num_blocks, device=logits_SV.device).unsqueeze(0)
-    arrivals = first_arrivals(batch.keys, blocks, logits_SV.shape[1])
+    arrivals = first_arrivals(batch.keys, blocks + held.first_block, held.vocab_size)
     bounds_RB = batch.scores(maxima_RB, arrivals)
     looked_at = bounds_RB.topk(min(_FIRST_BLOCKS, num_blocks)).indices
-    best_R, tokens_R = _best_of(logits_SV, batch, looked_at)
+    best_R, tokens_R = _best_of(logits_SV, batch, looked_at, held)
     open_RB = bounds_RB > best_R.unsqueeze(1)
     open_RB.scatter_(1, looked_at, False)
     row, block = open_RB.nonzero(as_tuple=True)
     if len(row):
-        best_P, tokens_P = _best_of(logits_SV, batch.select(row), block.unsqueeze(1))
+        best_P, tokens_P = _best_of(logits_SV, batch.select(row), block.unsqueeze(1), held)
         best_R.scatter_reduce_(0, row, best_P, "amax")
         winners = best_P == best_R[row]
         tokens_R[row[winners]] = tokens_P[winners]
-    return tokens_R
+    return tokens_R, best_R
 
 
 def _best_of(
-    logits_SV: torch.Tensor, batch: DrawnRows, blocks_RM: torch.Tensor
+    logits_SV: torch.Tensor, batch: DrawnRows, blocks_RM: torch.Tensor, held: VocabularySlice
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best score among the tokens of some blocks, and its token."""
-    arrivals = member_arrivals(batch.keys, blocks_RM, logits_SV.shape[1]).flatten(1)
+    """The best score among the tokens of some blocks, and its column."""
+    arrivals = member_arrivals(batch.keys, blocks_RM + held.first_block, held.vocab_size)
     ids_RC = token_ids_of_blocks(blocks_RM)
-    best = batch.scores(take_logits(logits_SV, batch.rows, ids_RC), arrivals).max(1, keepdim=True)
+    logits_RC = take_logits(logits_SV, batch.rows, ids_RC)
+    best = batch.scores(logits_RC, arrivals.flatten(1)).max(1, keepdim=True)
     return best.values.squeeze(1), ids_RC.gather(1, best.indices).squeeze(1)

@@ -61,7 +61,8 @@ def member_arrivals(
 
 
 def _sizes(blocks: torch.Tensor, vocab_size: int) -> torch.Tensor:
-    return (vocab_size - blocks * BLOCK_SIZE).clamp_max(BLOCK_SIZE)
+    """Tokens of each block; blocks beyond the vocabulary (padding) mean nothing."""
+    return (vocab_size - blocks * BLOCK_SIZE).clamp_(1, BLOCK_SIZE)
 
 
 def _words(keys_R2: torch.Tensor, counters: torch.Tensor) -> torch.Tensor:

@@ -58,6 +58,11 @@ class SamplingBatch:
             stays = ~np.isin(self.banned_rows, rows)
             self.banned_rows, self.banned_ids = self.banned_rows[stays], self.banned_ids[stays]
 
+    @property
+    def is_random(self) -> np.ndarray:
+        """bool[S]: not greedy."""
+        return (self.temperature > 0) & (self.top_k != 1)
+
     def rows(self, which: slice) -> "SamplingBatch":
         """The same for a range of the rows."""
         start, stop, _ = which.indices(len(self.temperature))
@@ -73,6 +78,24 @@ class SamplingBatch:
             banned_rows=self.banned_rows[banned] - start,
             banned_ids=self.banned_ids[banned],
             adjusted=None if self.adjusted is None else self.adjusted.between(start, stop),
+        )
+
+    def take(self, rows: np.ndarray) -> "SamplingBatch":
+        """The same for some rows, given in ascending order."""
+        places = np.full(len(self.temperature), -1, np.int64)
+        places[rows] = np.arange(len(rows))
+        banned = places[self.banned_rows] >= 0
+        return SamplingBatch(
+            temperature=self.temperature[rows],
+            top_k=self.top_k[rows],
+            top_p=self.top_p[rows],
+            min_p=self.min_p[rows],
+            seeds=self.seeds[rows],
+            positions=self.positions[rows],
+            num_top_logprobs=self.num_top_logprobs[rows],
+            banned_rows=places[self.banned_rows[banned]],
+            banned_ids=self.banned_ids[banned],
+            adjusted=None if self.adjusted is None else self.adjusted.take(places),
         )
 
 
@@ -114,6 +137,15 @@ class SampledTokens:
             return cls(token_ids=token_ids, logprobs=logprobs)
         return cls(token_ids=token_ids, logprobs=logprobs, top_ids=top_ids, top_logprobs=top)
 
+    def take(self, rows: torch.Tensor) -> "SampledTokens":
+        """Some of the rows, in any order."""
+        return SampledTokens(
+            token_ids=self.token_ids[rows],
+            logprobs=None if self.logprobs is None else self.logprobs[rows],
+            top_ids=None if self.top_ids is None else self.top_ids[rows],
+            top_logprobs=None if self.top_logprobs is None else self.top_logprobs[rows],
+        )
+
 
 @torch.inference_mode()
 def sample(logits_SV: torch.Tensor, batch: SamplingBatch) -> SampledTokens:
@@ -129,7 +161,7 @@ def sample(logits_SV: torch.Tensor, batch: SamplingBatch) -> SampledTokens:
     if len(batch.banned_ids):
         _ban(logits_SV, maxima_SB, batch)
     tokens_S = best_tokens(logits_SV, maxima_SB)
-    random = np.flatnonzero((batch.temperature > 0) & (batch.top_k != 1))
+    random = np.flatnonzero(batch.is_random)
     if len(random):
         rows = torch.from_numpy(random).to(logits_SV.device)
         tokens_S[rows] = _draw_random(logits_SV, maxima_SB, batch, random)
@@ -209,22 +241,28 @@ def _ban(logits_SV: torch.Tensor, maxima_SB: torch.Tensor, batch: SamplingBatch)
     refresh_maxima(maxima_SB, logits_SV, np.unique(batch.banned_rows))
 
 
+def drawn_rows(batch: SamplingBatch, random: np.ndarray, peak_S: torch.Tensor) -> DrawnRows:
+    """What a draw needs for the rows whose indices are in `random`; filters but min-p are off."""
+    device = peak_S.device
+    temperature = np.minimum(batch.temperature[random], _MAX_TEMPERATURE).astype(np.float32)
+    with np.errstate(divide="ignore"):
+        min_scaled = torch.from_numpy(np.log(batch.min_p[random])).to(device)
+    rows = torch.from_numpy(random).to(device)
+    return DrawnRows(
+        rows=rows,
+        keys=torch.from_numpy(noise_keys(batch.seeds[random], batch.positions[random])).to(device),
+        temperature=torch.from_numpy(temperature).to(device),
+        peak=peak_S[rows],
+        threshold=min_scaled,
+    )
+
+
 def _draw_random(
     logits_SV: torch.Tensor, maxima_SB: torch.Tensor, batch: SamplingBatch, random: np.ndarray
 ) -> torch.Tensor:
     """int64[R]: draws for the rows whose indices are in `random`."""
     device = logits_SV.device
-    temperature = np.minimum(batch.temperature[random], _MAX_TEMPERATURE).astype(np.float32)
-    with np.errstate(divide="ignore"):
-        min_scaled = torch.from_numpy(np.log(batch.min_p[random])).to(device)
-    rows = torch.from_numpy(random).to(device)
-    drawn = DrawnRows(
-        rows=rows,
-        keys=torch.from_numpy(noise_keys(batch.seeds[random], batch.positions[random])).to(device),
-        temperature=torch.from_numpy(temperature).to(device),
-        peak=maxima_SB.amax(1)[rows],
-        threshold=min_scaled,
-    )
+    drawn = drawn_rows(batch, random, maxima_SB.amax(1))
     vocab_size = logits_SV.shape[1]
     top_k = batch.top_k[random].astype(np.int64)
     top_k[(top_k <= 0) | (top_k > vocab_size)] = vocab_size
@@ -245,4 +283,4 @@ def _draw_random(
         smallest = truncation_thresholds(logits_SV, maxima_SB, truncated)
         scaled = (smallest - drawn.peak[index]) / truncated.temperature
         drawn.threshold[index] = torch.maximum(drawn.threshold[index], scaled)
-    return draw_tokens(logits_SV, maxima_SB, drawn)
+    return draw_tokens(logits_SV, maxima_SB, drawn)[0]

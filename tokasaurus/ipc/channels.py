@@ -4,15 +4,18 @@ Messages of one outbox arrive in order, exactly once, as long as both processes 
 blocks: what bounds memory is the server's limit on accepted requests.
 """
 
+import asyncio
 from collections import deque
 from types import UnionType
 from typing import Generic, Protocol, TypeVar
 
 import msgspec
 import zmq
-import zmq.asyncio
 
 from tokasaurus.ipc.codec import Decoder, Encoder
+
+_COPIED_BYTES = 65_536
+"""Arrays below this are copied, which costs less than sharing their memory with zmq's thread."""
 
 M = TypeVar("M")
 
@@ -48,7 +51,13 @@ class ZmqOutbox:
         self._encoder = Encoder()
 
     def send(self, message: msgspec.Struct) -> None:
-        self._socket.send_multipart(self._encoder.encode(message), copy=False)
+        header, *arrays = self._encoder.encode(message)
+        if not arrays:
+            self._socket.send(header)
+            return
+        [blob] = arrays
+        self._socket.send(header, zmq.SNDMORE)
+        self._socket.send(blob, 0, copy=len(blob) < _COPIED_BYTES)
 
     def close(self) -> None:
         self._socket.close()
@@ -84,20 +93,54 @@ class ZmqInbox(Generic[M]):
 
 
 class AsyncZmqInbox(Generic[M]):
-    """`ZmqInbox` for an asyncio event loop; create it inside the running loop."""
+    """`ZmqInbox` for an asyncio event loop, for one receiver; create it inside the running loop."""
 
     def __init__(self, address: str, message_type: type[M] | UnionType) -> None:
-        self._socket = zmq.asyncio.Context.instance().socket(zmq.PULL)
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PULL)
         self._socket.set_hwm(0)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.bind(address)
         self._decoder: Decoder[M] = Decoder(message_type)
+        self._loop = asyncio.get_running_loop()
+        self._waiter: asyncio.Future[None] | None = None
+        self._fd: int = self._socket.getsockopt(zmq.FD)
+        self._loop.add_reader(self._fd, self._wake)
 
     async def receive(self) -> M:
-        return self._decoder.decode(await self._socket.recv_multipart())
+        while (message := self._receive_now()) is None:
+            # The descriptor tells of changes only, so nothing may be left unread before a wait.
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        return message
+
+    def drain(self) -> list[M]:
+        """All messages that are there now, without waiting."""
+        messages: list[M] = []
+        while (message := self._receive_now()) is not None:
+            messages.append(message)
+        return messages
 
     def close(self) -> None:
+        self._loop.remove_reader(self._fd)
         self._socket.close()
+
+    def _receive_now(self) -> M | None:
+        try:
+            frame = self._socket.recv(zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return None
+        frames = [frame.bytes]
+        while frame.more:  # much faster to ask than the socket's option
+            frame = self._socket.recv(zmq.NOBLOCK, copy=False)
+            frames.append(frame.bytes)
+        return self._decoder.decode(frames)
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
 class MemoryChannel(Generic[M]):

@@ -4,6 +4,7 @@ An array stands in the msgpack frame as [dtype, byte offset, shape...]; its byte
 offset of the second frame, aligned to 8. Decoded arrays are read-only views of the received bytes.
 """
 
+import math
 from collections.abc import Sequence
 from types import UnionType
 from typing import Any, Generic, TypeVar
@@ -72,7 +73,8 @@ class Decoder(Generic[M]):
         dtype = _DTYPES.get(dtype_name)
         if dtype is None or not all(isinstance(n, int) and n >= 0 for n in (offset, *shape)):
             raise ValueError(f"malformed array {value!r}")
-        count = int(np.prod(shape, dtype=np.int64))
+        count = math.prod(shape)
         if count == 0:
             return np.empty(shape, dtype)
-        return np.frombuffer(self._blob, dtype, count, offset).reshape(shape)
+        array = np.frombuffer(self._blob, dtype, count, offset)
+        return array if len(shape) == 1 else array.reshape(shape)

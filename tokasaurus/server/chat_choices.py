@@ -90,6 +90,12 @@ class ChatChoiceWriter:
         self._num_calls = 0
         self._has_begun = False
 
+    def take_text(self, generation: Generation) -> str | None:
+        """All news if they are no more than further text; None, and nothing taken, otherwise."""
+        if self._parser is not None or not self._has_begun:
+            return None
+        return generation.take_text()
+
     def write(self, generation: Generation) -> list[ChatChunkChoice]:
         """Everything since the last call, one entry per chunk."""
         delta, index = generation.take(), generation.index

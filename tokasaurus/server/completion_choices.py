@@ -28,6 +28,12 @@ class CompletionChoiceWriter:
         self._with_logprobs = with_logprobs
         self._logprobs: CompletionLogprobsBuilder | None = None
 
+    def take_text(self, generation: Generation) -> str | None:
+        """All news if they are no more than further text; None, and nothing taken, otherwise."""
+        if self._with_logprobs or self._echoed is not None:
+            return None
+        return generation.take_text()
+
     def write(self, generation: Generation) -> CompletionChoice:
         """Everything since the last call."""
         delta = generation.take()

@@ -1,7 +1,7 @@
 """The engine as a front end sees it: submit prompts, read generations, cancel.
 
 Owns the table of requests in flight. Everything runs on one event loop; a message from a manager
-is handled in one go, and each waiting caller is woken once for it.
+is handled in one go, and each group that waits or listens is told once about it.
 """
 
 import asyncio
@@ -343,25 +343,27 @@ class EngineClient:
         stopped: list[int] = []
         metrics, now = self.metrics, time.monotonic()
         metrics.note_batch(outputs.dp_rank, len(outputs.request_ids))
+        news: list[tuple[Generation, int]] = []
         token_ids = outputs.token_ids.tolist()
+        in_flight = self._in_flight
         start = 0
         for request_id, num_tokens in zip(
             outputs.request_ids.tolist(), outputs.num_tokens.tolist(), strict=True
         ):
             end = start + num_tokens
-            entry = self._in_flight.get(request_id)
+            entry = in_flight.get(request_id)
             if entry is not None:
                 generation, group = entry
-                was_stopped = generation.is_stopped
-                generation.add_tokens(token_ids[start:end], token_logprobs.get(request_id, ()))
-                if generation.is_stopped and not was_stopped:
-                    stopped.append(request_id)
-                if generation.finish_reason is None:
-                    if not was_stopped:
-                        metrics.note_tokens(generation, num_tokens, now)
+                if generation.finish_reason is None and not generation.is_stopped:
+                    logprobs = token_logprobs.get(request_id, ()) if token_logprobs else ()
+                    generation.add_tokens(token_ids[start:end], logprobs)
+                    if generation.is_stopped:
+                        stopped.append(request_id)
+                    news.append((generation, num_tokens))
                     group.note(generation)
                     touched.add(group)
             start = end
+        metrics.note_tokens(news, now)
         if outputs.embedding_ids is not None and outputs.embeddings is not None:
             embedded = zip(outputs.embedding_ids.tolist(), outputs.embeddings, strict=True)
             for request_id, vector in embedded:

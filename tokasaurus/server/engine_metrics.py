@@ -49,16 +49,21 @@ class EngineMetrics:
             self._batch_sizes[dp_rank] = sizes
         sizes.observe(num_sequences)
 
-    def note_tokens(self, generation: Generation, num_tokens: int, now: float) -> None:
-        """Tokens of a sample that runs have come together."""
-        if not num_tokens:
-            return
-        last = generation.last_token_at
-        generation.last_token_at = now
-        if last is None:
-            self._time_to_first_token.observe(now - generation.submitted_at)
-        else:
-            self._inter_token_latency.observe((now - last) / num_tokens, num_tokens)
+    def note_tokens(self, news: list[tuple[Generation, int]], now: float) -> None:
+        """Samples that run, and how many tokens have come together for each of them."""
+        intervals: dict[tuple[float, int], int] = {}
+        for generation, num_tokens in news:
+            if not num_tokens:
+                continue
+            last, generation.last_token_at = generation.last_token_at, now
+            if last is None:
+                self._time_to_first_token.observe(now - generation.submitted_at)
+            else:
+                key = last, num_tokens
+                intervals[key] = intervals.get(key, 0) + 1
+        # Most samples had their last tokens by the same message.
+        for (last, num_tokens), count in intervals.items():
+            self._inter_token_latency.observe((now - last) / num_tokens, num_tokens * count)
 
     def note_finished(
         self, generation: Generation, now: float, queue_seconds: float | None = None

@@ -132,6 +132,15 @@ class Generation:
         self._num_taken_tokens = len(self.output_ids)
         return delta
 
+    def take_text(self) -> str | None:
+        """Like `take`, for who wants nothing but text; None, and nothing taken, if there is more to
+        tell: log-probabilities, or the end."""
+        if self.finish_reason is not None or self._logprobs:
+            return None
+        texts, self._texts = self._texts, []
+        self._num_taken_tokens = len(self.output_ids)
+        return texts[0] if len(texts) == 1 else "".join(texts)
+
     def add_prompt_logprobs(self, logprobs: RequestLogprobs) -> None:
         first = 1 + len(self.prompt_logprobs)
         ids = self.request.prompt_ids[first : first + len(logprobs.logprobs)].tolist()
@@ -139,7 +148,9 @@ class Generation:
 
     def add_tokens(self, token_ids: list[int], logprobs: Sequence[RequestLogprobs] = ()) -> None:
         """Tokens as drawn. If this makes it `is_stopped`, its sequence is to be cancelled."""
-        if self.discards_output or self.is_cancelled or self.is_stopped:
+        if self.discards_output or self.is_cancelled:
+            return
+        if self._matcher is not None and self._matcher.matched is not None:
             return
         if self.first_token_at is None:
             self.first_token_at = time.monotonic()

@@ -1,4 +1,4 @@
-"""The samples that were submitted together, and the one waiter that is woken for them."""
+"""The samples that were submitted together, and the one who waits for them or listens to them."""
 
 import asyncio
 from collections.abc import Callable
@@ -23,6 +23,7 @@ class RequestGroup:
         self._ready: dict[int, Generation] = {}
         self._num_unfinished = 0
         self._waiter: asyncio.Future[None] | None = None
+        self._listener: Callable[[], None] | None = None
         self._deadline: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> "RequestGroup":
@@ -52,9 +53,19 @@ class RequestGroup:
                 await self._waiter
             finally:
                 self._waiter = None
+        return self.take_ready()
+
+    def take_ready(self) -> list[Generation]:
+        """What `wait` would return, without waiting; empty if nothing is ready now."""
         ready = list(self._ready.values())
         self._ready.clear()
         return ready
+
+    def listen(self, listener: Callable[[], None] | None) -> None:
+        """Call this, which must not raise, whenever something is ready: in the middle of handling a
+        message, so that no task has to wake up. None: no more."""
+        assert self._waiter is None, "somebody waits for the group"
+        self._listener = listener
 
     def cancel(self, error: EngineFailedError | None = None) -> None:
         """Free all that has not finished. May be called at any time, and more than once.
@@ -88,8 +99,10 @@ class RequestGroup:
             self._ready[generation.index] = generation
 
     def wake(self) -> None:
-        """The client's: let the waiter see what was noted."""
-        waiter = self._waiter
-        has_something = bool(self._ready) or not self._num_unfinished
-        if waiter is not None and not waiter.done() and has_something:
-            waiter.set_result(None)
+        """The client's: let the waiter or listener see what was noted."""
+        if not self._ready and self._num_unfinished:
+            return
+        if self._listener is not None:
+            self._listener()
+        elif self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

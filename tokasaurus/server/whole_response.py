@@ -2,7 +2,7 @@
 
 from fastapi import Request
 
-from tokasaurus.server.disconnect import watch_disconnect
+from tokasaurus.server.disconnect import DisconnectWatch
 from tokasaurus.server.generation import Generation
 from tokasaurus.server.request_group import RequestGroup
 
@@ -12,10 +12,9 @@ CLIENT_CLOSED_REQUEST = 499
 
 async def finish_all(request: Request, group: RequestGroup) -> list[Generation] | None:
     """All generations, finished; None if the client left. Raises the first one's error, if any."""
-    with group:
-        async with watch_disconnect(request.receive, group.cancel):
-            while await group.wait():
-                pass
+    with group, DisconnectWatch(request.receive, group.cancel):
+        while await group.wait():
+            pass
     for generation in group.generations:
         if generation.finish_reason == "cancelled":
             return None

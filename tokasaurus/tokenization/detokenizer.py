@@ -12,7 +12,6 @@ import tokenizers
 from tokasaurus.tokenization.token_bytes import TokenBytes
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-_new_utf8_decoder = codecs.getincrementaldecoder("utf-8")
 
 
 class Detokenizer(Protocol):
@@ -33,7 +32,7 @@ class ByteDetokenizer:
     one of them is wrong, which a stream can't: its characters have been sent.)
     """
 
-    __slots__ = ("_at_start", "_hidden", "_token_bytes", "_utf8")
+    __slots__ = ("_at_start", "_held", "_hidden", "_token_bytes")
 
     def __init__(
         self, token_bytes: TokenBytes, hidden: frozenset[int], *, at_start: bool = True
@@ -42,23 +41,32 @@ class ByteDetokenizer:
         self._token_bytes = token_bytes
         self._hidden = hidden
         self._at_start = at_start
-        self._utf8 = _new_utf8_decoder("replace")
+        self._held = b""
 
     def push(self, token_ids: Sequence[int]) -> str:
-        hidden, token_bytes = self._hidden, self._token_bytes
         if self._at_start:
             return self._push_at_start(token_ids)
-        data = [token_bytes[i] for i in token_ids if i not in hidden]
-        return self._utf8.decode(b"".join(data)) if data else ""
+        hidden, token_bytes = self._hidden, self._token_bytes
+        data = b"".join([token_bytes[i] for i in token_ids if i not in hidden])
+        return self._decode(data) if data else ""
 
     def flush(self) -> str:
-        return self._utf8.decode(b"", final=True)
+        text, _ = codecs.utf_8_decode(self._held, "replace", True)
+        self._held = b""
+        return text
+
+    def _decode(self, data: bytes) -> str:
+        """Bytes of a character that is not complete are held."""
+        data = self._held + data
+        text, num_decoded = codecs.utf_8_decode(data, "replace", False)
+        self._held = data[num_decoded:]
+        return text
 
     def _push_at_start(self, token_ids: Sequence[int]) -> str:
         for index, token_id in enumerate(token_ids):
             if token_id not in self._hidden and self._token_bytes.knows(token_id):
                 self._at_start = False
-                first = self._utf8.decode(self._token_bytes.first(token_id))
+                first = self._decode(self._token_bytes.first(token_id))
                 return first + self.push(token_ids[index + 1 :])
         return ""
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.server.test_streams import PATHS, RawClient
 from tests.unit.server.tiny_server import TinyServer, run
-from tokasaurus.server.stall_guard import StallGuard
+from tokasaurus.server.sender import Sender
 
 SHORT = 0.01
 
@@ -112,33 +112,64 @@ def test_a_reader_that_takes_nothing_is_given_up() -> None:
     run(check, stream_stall_seconds=SHORT)
 
 
-def test_slow_writes_that_go_on_are_fine(monkeypatch: pytest.MonkeyPatch) -> None:
+class FullConnection:
+    """Takes a message at once, or when it has `room`."""
+
+    def __init__(self) -> None:
+        self.room = asyncio.Event()
+        self.taken: list[Any] = []
+
+    async def send(self, message: Any) -> None:
+        while not self.room.is_set():
+            await self.room.wait()
+            await asyncio.sleep(0)
+        self.taken.append(message)
+
+
+def test_a_write_that_need_not_wait_is_done_at_once() -> None:
     async def main() -> None:
-        stalls: list[float] = []
-        now = 0.0
+        connection = FullConnection()
+        connection.room.set()
+        sender = Sender(connection.send, 10, lambda: None)
+        sender.begin({"type": "a"})
+        assert not sender.is_blocked
+        assert connection.taken == [{"type": "a"}]
 
-        async def slow_send(message: Any) -> None:
-            nonlocal now
-            now += 9
-            guard._check()
+    asyncio.run(main())
 
-        guard = StallGuard(slow_send, 10, lambda: stalls.append(now))
-        monkeypatch.setattr(guard._loop, "time", lambda: now)
-        with guard:
-            for _ in range(5):
-                await guard({})
-            assert not stalls
-            now += 100
-            guard._check()  # nothing is being written
-            assert not stalls
 
-            async def stuck_send(message: Any) -> None:
-                nonlocal now
-                now += 10
-                guard._check()
+def test_a_write_that_waits_goes_on_in_a_task() -> None:
+    async def main() -> None:
+        connection = FullConnection()
+        stalls: list[str] = []
+        sender = Sender(connection.send, 60, lambda: stalls.append("stall"))
+        sender.begin({})
+        assert sender.is_blocked
+        finishing = asyncio.create_task(sender.finish())
+        await asyncio.sleep(0)
+        assert not finishing.done()
+        connection.room.set()
+        await finishing
+        assert not sender.is_blocked
+        assert (connection.taken, stalls) == ([{}], [])
 
-            guard._send = stuck_send
-            await guard({})
-        assert stalls == [now]
+    asyncio.run(main())
+
+
+def test_a_write_that_waits_can_be_cancelled_and_stalls_once() -> None:
+    async def main() -> None:
+        connection = FullConnection()
+        stalled = asyncio.Event()
+        sender = Sender(connection.send, SHORT, stalled.set)
+        writing = asyncio.create_task(sender.send({}))
+        await stalled.wait()
+        writing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await writing
+        assert not sender.is_blocked
+        assert not connection.taken
+        sender.begin({})
+        sender.close()
+        assert not sender.is_blocked
 
     asyncio.run(main())

@@ -1,7 +1,7 @@
 """POST /v1/chat/completions."""
 
+import secrets
 import time
-import uuid
 
 import msgspec
 from fastapi import APIRouter, Request, Response
@@ -16,10 +16,11 @@ from tokasaurus.server.schemas.chat_completions import (
     ChatChunkChoice,
     ChatCompletion,
     ChatCompletionRequest,
+    ChatDelta,
 )
 from tokasaurus.server.schemas.usage import Usage
 from tokasaurus.server.state import ServerState, state_of
-from tokasaurus.server.streaming import Chunks, EventStream
+from tokasaurus.server.streaming import Chunks, EventStream, News, TextEvents
 from tokasaurus.server.tools.definitions import checked_tools
 from tokasaurus.server.tools.tool_choice import tool_use_of
 from tokasaurus.server.usage_counting import count_usage
@@ -75,12 +76,13 @@ class _ChatMaker:
     def __init__(
         self, state: ServerState, body: ChatCompletionRequest, running: RunningTurn
     ) -> None:
-        self._id = f"chatcmpl-{uuid.uuid4().hex}"
+        self._id = f"chatcmpl-{secrets.token_hex(16)}"
         self._created = int(time.time())
         self._model = state.model_name
         self._tokenizer = state.tokenizer
         self._running = running
         self._null_usage = None if body.includes_usage else msgspec.UNSET
+        self._text_events: dict[int, TextEvents] = {}
         self._writers = [
             ChatChoiceWriter(state.tokenizer, running.new_parser(), running.new_call_id)
             for _ in range(running.turn.params.n)
@@ -99,9 +101,25 @@ class _ChatMaker:
             usage=count_usage(generations, n=running.turn.params.n),
         )
 
-    def chunks(self, generation: Generation) -> Chunks:
-        choices = self._writers[generation.index].write(generation)
-        return [self._chunk([choice], self._null_usage) for choice in choices]
+    def chunks(self, generation: Generation) -> News:
+        index = generation.index
+        text = self._writers[index].take_text(generation)
+        if text is not None:
+            return [self._text_events_of(index).event(text)] if text else []
+        choices = self._writers[index].write(generation)
+        chunks: Chunks = [self._chunk([choice], self._null_usage) for choice in choices]
+        return chunks
+
+    def _text_events_of(self, index: int) -> TextEvents:
+        events = self._text_events.get(index)
+        if events is None:
+
+            def chunk(text: str) -> ChatChunk:
+                choice = ChatChunkChoice(index=index, delta=ChatDelta(content=text))
+                return self._chunk([choice], self._null_usage)
+
+            events = self._text_events[index] = TextEvents(chunk)
+        return events
 
     def usage_chunks(self, usage: Usage) -> Chunks:
         """The last chunk, if the client wants one with the token counts."""

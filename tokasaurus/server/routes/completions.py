@@ -1,7 +1,7 @@
 """POST /v1/completions."""
 
+import secrets
 import time
-import uuid
 from collections.abc import Sequence
 
 import msgspec
@@ -18,7 +18,7 @@ from tokasaurus.server.prompt_truncation import truncated
 from tokasaurus.server.schemas.completions import Completion, CompletionChoice, CompletionRequest
 from tokasaurus.server.schemas.usage import Usage
 from tokasaurus.server.state import ServerState, state_of
-from tokasaurus.server.streaming import Chunks, EventStream
+from tokasaurus.server.streaming import Chunks, EventStream, News, TextEvents
 from tokasaurus.server.usage_counting import count_usage
 from tokasaurus.server.whole_response import CLIENT_CLOSED_REQUEST, finish_all
 
@@ -86,7 +86,7 @@ class _CompletionMaker:
         num_drawn: int,
     ) -> None:
         """`num_drawn`: samples per prompt, of which the client sees the best n."""
-        self._id = f"cmpl-{uuid.uuid4().hex}"
+        self._id = f"cmpl-{secrets.token_hex(16)}"
         self._created = int(time.time())
         self._model = state.model_name
         self._n = n = body.n or 1
@@ -99,6 +99,7 @@ class _CompletionMaker:
                 p if isinstance(p, str) else state.tokenizer.decode(p, skip_special_tokens=skip)
                 for p in prompts
             ]
+        self._text_events: dict[int, TextEvents] = {}
         self._writers = [
             CompletionChoiceWriter(
                 index,
@@ -116,9 +117,25 @@ class _CompletionMaker:
         choices = [w.write(g) for w, g in zip(self._writers, generations, strict=True)]
         return self._completion(choices, usage)
 
-    def chunks(self, generation: Generation) -> Chunks:
-        choice = self._writers[generation.index].write(generation)
-        return [self._completion([choice], self._null_usage)]
+    def chunks(self, generation: Generation) -> News:
+        index = generation.index
+        text = self._writers[index].take_text(generation)
+        if text is not None:
+            return [self._text_events_of(index).event(text)] if text else []
+        choice = self._writers[index].write(generation)
+        chunks: Chunks = [self._completion([choice], self._null_usage)]
+        return chunks
+
+    def _text_events_of(self, index: int) -> TextEvents:
+        events = self._text_events.get(index)
+        if events is None:
+
+            def chunk(text: str) -> Completion:
+                choice = CompletionChoice(index=index, text=text, logprobs=None, finish_reason=None)
+                return self._completion([choice], self._null_usage)
+
+            events = self._text_events[index] = TextEvents(chunk)
+        return events
 
     def usage_chunks(self, usage: Usage) -> Chunks:
         """The last chunk, if the client wants one with the token counts."""

@@ -10,7 +10,7 @@ from pydantic import RootModel
 from tokasaurus.errors import EngineFailedError, InvalidRequestError
 from tokasaurus.server.batches.item_runner import ItemRunner
 from tokasaurus.server.body import read_body
-from tokasaurus.server.disconnect import watch_disconnect
+from tokasaurus.server.disconnect import DisconnectWatch
 from tokasaurus.server.openapi import takes
 from tokasaurus.server.state import state_of
 from tokasaurus.server.whole_response import CLIENT_CLOSED_REQUEST
@@ -46,7 +46,7 @@ async def answer_all(request: Request) -> Response:
     def give_up() -> None:
         work.cancel()
 
-    async with watch_disconnect(request.receive, give_up):
+    with DisconnectWatch(request.receive, give_up):
         await asyncio.wait((work,))
     if work.cancelled():
         return Response(status_code=CLIENT_CLOSED_REQUEST)

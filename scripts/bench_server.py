@@ -1,0 +1,402 @@
+"""CPU that the server costs per streamed token and per request; beside it a bare FastAPI app that
+sends the same bytes.
+
+The server is the real process; an instant engine and raw clients (`server_load.py`) stand in for
+the rest. Of a step, every stream gets its tokens in one message, and the next step begins when all
+clients have them. The bare app yields the pieces that the server wrote, one per turn of its event
+loop.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import psutil
+import uvloop
+from server_load import Clients, InstantEngine, body_of, chunks_of, post
+
+from tokasaurus.config.engine_config import EngineConfig
+from tokasaurus.config.model_files import resolve_model
+from tokasaurus.ipc.addresses import Addresses
+from tokasaurus.ipc.channels import ZmqInbox
+from tokasaurus.ipc.messages.to_supervisor import Failed, Ready, ToSupervisor
+from tokasaurus.launch.child import ChildOrders
+from tokasaurus.launch.child_process import ChildProcess
+from tokasaurus.launch.cpu_share import thread_environment
+from tokasaurus.launch.topology import build_topology
+from tokasaurus.tokenization.tokenizer import Tokenizer
+
+TEXT = "The little dog ran to the old house by the river and sat down in the warm sun. "
+PROMPT = TEXT * 4
+PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
+START_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Result:
+    """Medians over the runs."""
+
+    endpoint: str
+    kind: str
+    """"stream" or "whole"."""
+    num_streams: int
+    tokens_together: int
+    cpu_us: float
+    """Server CPU per streamed token, or per request of one token."""
+    kernel_us: float
+    """What of `cpu_us` is spent in system calls, loopback delivery included."""
+    bare_us: float
+    """The bare app's, for the same bytes."""
+    per_second: float
+    """Tokens or requests per second of wall time, clients and engine included."""
+    writes_per_step: float
+    """How often a stream's news arrived, per step."""
+    tokenizing_us: float = 0.0
+    """What of `cpu_us` is spent on the prompt's tokens."""
+
+
+class Cpu(NamedTuple):
+    """Seconds; `total` includes those in the kernel."""
+
+    total: float
+    kernel: float
+
+    def since(self, earlier: "Cpu", count: int) -> "Cpu":
+        """Per one of `count`."""
+        return Cpu((self.total - earlier.total) / count, (self.kernel - earlier.kernel) / count)
+
+
+class Target:
+    """A server process under measurement, and connections to it."""
+
+    def __init__(self, pid: int, port: int) -> None:
+        self._process = psutil.Process(pid)
+        self._port = port
+
+    async def connect(self, count: int) -> Clients:
+        clients = Clients()
+        await clients.connect("127.0.0.1", self._port, count)
+        return clients
+
+    def cpu(self) -> "Cpu":
+        """Of all its threads so far."""
+        times = self._process.cpu_times()
+        return Cpu(times.user + times.system, times.system)
+
+
+class Bench:
+    """The server and the bare app, both running."""
+
+    def __init__(self, engine: InstantEngine, server: Target, bare: Target, folder: Path) -> None:
+        self.engine = engine
+        self.server = server
+        self.bare = bare
+        self._folder = folder
+
+    async def stream(
+        self, endpoint: str, num_streams: int, together: int, num_tokens: int, runs: int
+    ) -> Result:
+        """`num_tokens` are those of all streams in one run."""
+        num_steps = max(8, num_tokens // (num_streams * together))
+        total = num_steps * num_streams * together
+        request = _request(endpoint, stream=True)
+        ours, bares, seconds, reads = [], [], [], []
+        for run in range(runs + 1):
+            clients = await self.server.connect(num_streams)
+            clients.send_all(request)
+            await self.engine.wait_for(num_streams)
+            num_first = 2 if endpoint == "chat" else 1  # a chat's first event tells the role
+            self.engine.step(1)
+            await clients.expect_events(num_first)
+            before = [c.num_reads for c in clients.connections]
+            began, used = time.perf_counter(), self.server.cpu()
+            for step in range(num_steps):
+                self.engine.step(together)
+                await clients.expect_events(num_first + step + 1)
+            used, elapsed = self.server.cpu().since(used, total), time.perf_counter() - began
+            num_reads = sum(c.num_reads for c in clients.connections) - sum(before)
+            self.engine.finish()
+            await clients.expect_responses(1)
+            pieces = chunks_of(clients.connections[0].received)
+            clients.close()
+            bare = await self._bare(pieces, num_streams, stream=True, times=1)
+            if run:  # the first warms up
+                ours.append(used)
+                bares.append(bare / (len(pieces) * together))
+                seconds.append(total / elapsed)
+                reads.append(num_reads / (num_steps * num_streams))
+        return _result(endpoint, "stream", num_streams, together, ours, bares, seconds, reads)
+
+    async def whole(self, endpoint: str, num_clients: int, times: int, runs: int) -> Result:
+        """Each client asks `times` times for one token."""
+        total = num_clients * times
+        request = _request(endpoint, stream=False, max_tokens=1)
+        ours, bares, seconds = [], [], []
+        for run in range(runs + 1):
+            clients = await self.server.connect(num_clients)
+            began, used = time.perf_counter(), self.server.cpu()
+            for connection in clients.connections:
+                connection.send(request, times=times)
+            await clients.expect_responses(times)
+            used, elapsed = self.server.cpu().since(used, total), time.perf_counter() - began
+            body = body_of(clients.connections[0].received)
+            clients.close()
+            bare = await self._bare([body], num_clients, stream=False, times=times)
+            if run:
+                ours.append(used)
+                bares.append(bare / times)
+                seconds.append(total / elapsed)
+        return _result(endpoint, "whole", num_clients, 1, ours, bares, seconds, [1.0])
+
+    async def _bare(
+        self, pieces: list[bytes], num_clients: int, *, stream: bool, times: int
+    ) -> float:
+        """CPU seconds per client."""
+        (self._folder / "pieces").write_text(json.dumps([piece.decode() for piece in pieces]))
+        clients = await self.bare.connect(num_clients)
+        clients.send_all(post("/load", {}))
+        await clients.expect_responses(1)
+        request = post("/stream" if stream else "/whole", _body("completions", stream=stream))
+        used = self.bare.cpu()
+        for connection in clients.connections:
+            connection.send(request, times=times)
+        await clients.expect_responses(1 + times)
+        used = self.bare.cpu().since(used, num_clients)
+        clients.close()
+        return used.total
+
+
+def _result(
+    endpoint: str,
+    kind: str,
+    num_streams: int,
+    together: int,
+    ours: list[Cpu],
+    bares: list[float],
+    rates: list[float],
+    writes: list[float],
+) -> Result:
+    return Result(
+        endpoint=endpoint,
+        kind=kind,
+        num_streams=num_streams,
+        tokens_together=together,
+        cpu_us=statistics.median(cpu.total for cpu in ours) * 1e6,
+        kernel_us=statistics.median(cpu.kernel for cpu in ours) * 1e6,
+        bare_us=statistics.median(bares) * 1e6,
+        per_second=statistics.median(rates),
+        writes_per_step=statistics.median(writes),
+    )
+
+
+def _body(endpoint: str, *, stream: bool, max_tokens: int = 100_000) -> dict[str, object]:
+    body: dict[str, object] = {"model": "demo", "max_tokens": max_tokens, "temperature": 0.7}
+    if endpoint == "chat":
+        body["messages"] = [{"role": "user", "content": PROMPT}]
+    else:
+        body["prompt"] = PROMPT
+    return body | ({"stream": True} if stream else {})
+
+
+def _request(endpoint: str, *, stream: bool, max_tokens: int = 100_000) -> bytes:
+    return post(PATHS[endpoint], _body(endpoint, stream=stream, max_tokens=max_tokens))
+
+
+def tokenizing_microseconds(tokenizer: Tokenizer) -> float:
+    """CPU time of encoding the prompt in this process."""
+    times = []
+    for _ in range(200):
+        began = time.thread_time()
+        tokenizer.encode(PROMPT)
+        times.append(time.thread_time() - began)
+    return statistics.median(times) * 1e6
+
+
+def run_bare_app(pieces_file: Path, port_file: Path) -> None:
+    """What FastAPI costs by itself."""
+    import uvicorn
+    from fastapi import FastAPI, Request, Response
+    from fastapi.responses import StreamingResponse
+
+    app = FastAPI()
+    pieces: list[bytes] = []
+
+    @app.post("/load")
+    def load() -> Response:
+        pieces[:] = [piece.encode() for piece in json.loads(pieces_file.read_text())]
+        return Response(b"{}")
+
+    @app.post("/stream")
+    async def stream(request: Request) -> StreamingResponse:
+        await request.json()
+
+        async def events() -> Any:
+            for piece in pieces:
+                yield piece
+                await asyncio.sleep(0)
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    @app.post("/whole")
+    async def whole(request: Request) -> Response:
+        await request.json()
+        return Response(pieces[0], media_type="application/json")
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets)
+            unfinished = port_file.with_suffix(".new")
+            unfinished.write_text(str(self.servers[0].sockets[0].getsockname()[1]))
+            unfinished.rename(port_file)
+
+    config = uvicorn.Config(app, port=0, log_config=None, access_log=False, lifespan="off")
+    Server(config).run()
+
+
+async def measure(args: argparse.Namespace) -> list[Result]:
+    tokenizer = Tokenizer.load(resolve_model("demo"))
+    addresses = Addresses.create()
+    supervisor: ZmqInbox[ToSupervisor] = ZmqInbox(addresses.supervisor(), ToSupervisor)
+    token_ids = tokenizer.encode(TEXT, add_special_tokens=False)
+    engine = InstantEngine(addresses, token_ids, tokenizer.vocab_size)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        options = {"port": 0, "state_dir": str(folder / "state")}
+        config = EngineConfig().replace(**options)
+        child = _start_server(config, addresses)
+        bare = await asyncio.to_thread(_start_bare_app, folder)
+        try:
+            url = await asyncio.to_thread(_wait_until_ready, supervisor)
+            port = await _wait_for_file(folder / "port")
+            server = Target(child.pid, urlsplit(url).port or 0)
+            bench = Bench(engine, server, Target(bare.pid, port), folder)
+            print(f"server {child.pid}, bare app {bare.pid}", file=sys.stderr)
+            return await _run_all(bench, args, tokenizing_microseconds(tokenizer))
+        finally:
+            child.terminate()
+            bare.terminate()
+            await engine.close()
+            await asyncio.to_thread(_wait_for_end, child, bare)
+            supervisor.close()
+            addresses.remove()
+
+
+def _start_server(config: EngineConfig, addresses: Addresses) -> ChildProcess:
+    spec = build_topology(config, with_server=True)[-1]
+    orders = ChildOrders(
+        spec=spec,
+        addresses=addresses,
+        config_json=config.to_json(),
+        supervisor_pid=os.getpid(),
+    )
+    environment = thread_environment(config, spec, os.environ, 1)
+    return ChildProcess(orders, environment, print)
+
+
+def _start_bare_app(folder: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, __file__, "--bare-app", str(folder)])
+
+
+def _wait_for_end(child: ChildProcess, bare: subprocess.Popen[bytes]) -> None:
+    bare.wait()
+    while child.exit_code is None:
+        time.sleep(0.05)
+    child.close()
+
+
+def _wait_until_ready(inbox: ZmqInbox[ToSupervisor]) -> str:
+    deadline = time.monotonic() + START_SECONDS
+    while (left := deadline - time.monotonic()) > 0:
+        match inbox.receive(left):
+            case Ready(text=url):
+                return url
+            case Failed(reason=reason):
+                raise RuntimeError(reason)
+    raise RuntimeError("the server did not become ready")
+
+
+async def _wait_for_file(path: Path) -> int:
+    for _ in range(START_SECONDS * 20):
+        if await asyncio.to_thread(path.exists):
+            return int(await asyncio.to_thread(path.read_text))
+        await asyncio.sleep(0.05)
+    raise RuntimeError("the bare app did not become ready")
+
+
+async def _run_all(bench: Bench, args: argparse.Namespace, tokenizing_us: float) -> list[Result]:
+    jobs: list[Callable[[], Awaitable[Result]]] = []
+    for endpoint in args.endpoints:
+        for num_streams in args.streams:
+            for together in args.together:
+                jobs.append(
+                    lambda e=endpoint, n=num_streams, t=together: bench.stream(
+                        e, n, t, args.num_tokens, args.runs
+                    )
+                )
+        if args.num_requests:
+            times = max(1, args.num_requests // args.clients)
+            jobs.append(lambda e=endpoint, t=times: bench.whole(e, args.clients, t, args.runs))
+    results = []
+    print(HEADER)
+    for job in jobs:
+        result = await job()
+        if result.kind == "whole":
+            result = Result(**asdict(result) | {"tokenizing_us": tokenizing_us})
+        print(row_of(result), flush=True)
+        results.append(result)
+    return results
+
+
+HEADER = (
+    "| endpoint | kind | clients | tokens together | CPU us per token or request "
+    "| of it kernel | of it tokenizing | bare app us | ratio | per second | writes per step |\n"
+    "|---|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def row_of(result: Result) -> str:
+    rest = result.cpu_us - result.tokenizing_us
+    return (
+        f"| {result.endpoint} | {result.kind} | {result.num_streams} | {result.tokens_together} "
+        f"| {result.cpu_us:.1f} | {result.kernel_us:.1f} | {result.tokenizing_us:.0f} "
+        f"| {result.bare_us:.1f} | {rest / max(result.bare_us, 1e-3):.1f} "
+        f"| {result.per_second:,.0f} | {result.writes_per_step:.2f} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--endpoints", nargs="+", choices=PATHS, default=list(PATHS))
+    parser.add_argument("--streams", type=int, nargs="*", default=[1, 64, 256])
+    parser.add_argument("--together", type=int, nargs="*", default=[1, 4])
+    parser.add_argument("--num-tokens", type=int, default=20_000, help="per run, all streams")
+    parser.add_argument("--clients", type=int, default=64, help="that ask for one token each")
+    parser.add_argument("--num-requests", type=int, default=2000, help="per run; 0: none")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="file for the results")
+    parser.add_argument("--bare-app", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.bare_app is not None:
+        run_bare_app(args.bare_app / "pieces", args.bare_app / "port")
+        return
+    print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        results = runner.run(measure(args))
+    if args.json is not None:
+        args.json.write_text(json.dumps([asdict(result) for result in results], indent=1))
+
+
+if __name__ == "__main__":
+    main()

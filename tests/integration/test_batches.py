@@ -80,6 +80,17 @@ def test_openai_client(process: EngineProcess, tmp_path: Path) -> None:
             client.files.retrieve(batch.input_file_id)
 
 
+def test_embeddings(process: EngineProcess, tmp_path: Path) -> None:
+    with client_of(process) as client:
+        path = write_input(tmp_path / "in.jsonl", 10, "/v1/embeddings", input=["a", "b c"])
+        batch = wait(client, start(client, path, "/v1/embeddings").id)
+        assert batch.status == "completed"
+        answers = answers_of(client, batch.output_file_id)
+        assert len(answers) == 10
+        for answer in answers:
+            assert [d["index"] for d in answer["response"]["body"]["data"]] == [0, 1]
+
+
 def test_cancelling(process: EngineProcess, tmp_path: Path) -> None:
     with client_of(process) as client:
         path = write_input(

@@ -56,6 +56,26 @@ def test_forms_of_prompts_agree(llm: LLM) -> None:
         assert output.prompt_token_ids == ids
 
 
+def test_vectors(llm: LLM) -> None:
+    texts = ["def add(a, b):\n", "import os", "x = 1"] * 100
+    vectors = llm.embed(iter(texts), progress=False)
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(vectors[:3], vectors[-3:], atol=1e-4)
+    ids = llm.tokenizer.encode(texts[0])
+    np.testing.assert_allclose(llm.embed(ids, progress=False), vectors[:1], atol=1e-4)
+    short = llm.embed(texts[:3], dimensions=5, progress=False)
+    assert short.shape == (3, 5)
+    last = llm.embed(texts[:3], pooling="last", progress=False)
+    assert np.abs(last - vectors[:3]).max() > 0.01
+    assert llm.embed([], progress=False).shape == (0, vectors.shape[1])
+    for wrong in ({"dimensions": 10**6}, {"pooling": "cls"}):
+        with pytest.raises(InvalidRequestError):
+            llm.embed("a", progress=False, **wrong)
+    with pytest.raises(PromptTooLongError):
+        llm.embed(["a", [5] * 10**5], progress=False)
+
+
 def test_outputs_are_in_input_order(llm: LLM) -> None:
     prompts = [f"x{i} = " for i in range(300)]
     params = [SamplingParams(temperature=0, max_tokens=1 + i % 7) for i in range(300)]

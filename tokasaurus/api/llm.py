@@ -3,8 +3,11 @@
 import contextlib
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
+
+import numpy as np
 
 from tokasaurus.api.event_loop import EventLoopThread
 from tokasaurus.api.offline_run import OfflineRun
@@ -25,13 +28,16 @@ from tokasaurus.config.model_files import read_model_config, resolve_model
 from tokasaurus.errors import EngineFailedError
 from tokasaurus.ipc.messages.to_server import ManagerStats
 from tokasaurus.launch.background import BackgroundEngine
+from tokasaurus.server.embeddings import check_dimensions, checked_pooling, unit_vector
 from tokasaurus.server.engine_client import EngineClient
+from tokasaurus.server.pooling_choice import read_pooling
 from tokasaurus.server.sampling_params import SamplingParams
 from tokasaurus.tokenization.chat_template import ChatTemplate
 from tokasaurus.tokenization.tokenizer import Tokenizer
 
 _SAMPLES_PER_CHUNK = 256
 """Prompts are tokenized and submitted in chunks of about this many samples."""
+_ONLY_PROMPT = SamplingParams(max_tokens=0)
 _IN_FLIGHT_FACTOR = 4
 """Samples in flight per seat: enough for the scheduler to look ahead, without holding millions."""
 
@@ -89,6 +95,7 @@ class LLM:
             engine.start()
             resources.callback(_close_client, loop, self._client)
             loop.run(self._client.start(self.config.ready_timeout_seconds))
+            self._pooling = read_pooling(folder)
             self._preparer = PromptPreparer(self.tokenizer, template, self._client.limits)
         except BaseException:
             self.close()
@@ -122,6 +129,35 @@ class LLM:
         """Answer one chat or many, each a list of messages; otherwise like `generate`."""
         items = split_chats(messages)
         return self._run(items, sampling_params, self._preparer.prepare_chats, progress)
+
+    def embed(
+        self,
+        inputs: PromptInput | Iterable[PromptInput],
+        *,
+        pooling: Literal["mean", "last"] | None = None,
+        dimensions: int | None = None,
+        progress: bool = True,
+    ) -> np.ndarray:
+        """Vectors of one text or many (or of lists of token ids): float32 [inputs, dimensions], in
+        order, each of length 1.
+
+        `pooling` says which final hidden states count: the mean of all, or the last one; None: as
+        the checkpoint was trained, else mean. `dimensions` keeps so many of the first numbers.
+
+        Raises InvalidRequestError like `generate`, and EngineFailedError if any vector fails.
+        """
+        check_dimensions(dimensions, self._client.limits)
+        chosen = checked_pooling(pooling) or self._pooling
+        prepare = partial(self._preparer.prepare_inputs, pooling=chosen)
+        outputs = self._run(split_prompts(inputs), _ONLY_PROMPT, prepare, progress)
+        if failed := [o.outputs[0].error for o in outputs if o.outputs[0].error is not None]:
+            raise EngineFailedError(f"{len(failed)} inputs have no vector; the first: {failed[0]}")
+        size = dimensions or self._client.limits.hidden_size
+        vectors = np.empty((len(outputs), size), np.float32)
+        for row, output in zip(vectors, outputs, strict=True):
+            assert output.embedding is not None
+            row[:] = unit_vector(output.embedding, dimensions)
+        return vectors
 
     def stats(self) -> list[ManagerStats]:
         """The newest report of each manager that has sent one: about one a second while work runs,

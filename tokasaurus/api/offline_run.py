@@ -44,7 +44,8 @@ class OfflineRun:
             await self._next_change()
         self._raise_if_failed()
         group = self._client.submit(
-            [Prompt(prompt.token_ids, prompt.params) for prompt in prompts], stream=False
+            [Prompt(prompt.token_ids, prompt.params, pooling=prompt.pooling) for prompt in prompts],
+            stream=False,
         )
         first = len(self._outputs)
         self._outputs += [
@@ -99,6 +100,7 @@ class OfflineRun:
 
     def _complete(self, output: RequestOutput, generations: list[Generation]) -> None:
         generations.sort(key=lambda generation: generation.index)
+        output.embedding = generations[0].embedding
         output.outputs = [sample_output(generation) for generation in generations]
         if generations[0].params.prompt_logprobs is not None:
             output.prompt_logprobs = generations[0].prompt_logprobs

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from tokasaurus.server.generation import FinishReason, Generation, TokenLogprob
 
 
@@ -34,6 +36,8 @@ class RequestOutput:
     prompt_logprobs: list[TokenLogprob] | None = None
     """Of each prompt token after the first if asked for, else None."""
     outputs: list[SampleOutput] = field(default_factory=list)
+    embedding: np.ndarray | None = None
+    """float32[D], not normalised, where the prompt's vector was asked for."""
 
     @property
     def text(self) -> str:

@@ -3,10 +3,11 @@
 import itertools
 import numbers
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, cast
 
 from tokasaurus.errors import InvalidRequestError
+from tokasaurus.ipc.messages.to_manager import Pooling
 from tokasaurus.server.request_building import ModelLimits, build_requests, check_prompt_ids
 from tokasaurus.server.sampling_params import SamplingParams
 from tokasaurus.tokenization.chat_template import ChatTemplate
@@ -27,6 +28,8 @@ class PreparedPrompt:
     text: str | None
     token_ids: list[int]
     params: SamplingParams
+    pooling: Pooling = ""
+    """If set, the prompt's vector is wanted instead of text."""
 
 
 def split_prompts(prompts: PromptInput | Iterable[PromptInput]) -> Iterable[PromptInput]:
@@ -104,15 +107,28 @@ class PromptPreparer:
 
     def prepare(self, pairs: Sequence[tuple[PromptInput, SamplingParams]]) -> list[PreparedPrompt]:
         """Of prompts. Raises InvalidRequestError for the first that is invalid."""
+        return self._checked(self._tokenized(pairs))
+
+    def _tokenized(
+        self, pairs: Sequence[tuple[PromptInput, SamplingParams]]
+    ) -> list[PreparedPrompt]:
         texts = [prompt for prompt, _ in pairs if isinstance(prompt, str)]
         encoded = iter(self._tokenizer.encode_batch(texts))
-        prepared = [
+        return [
             PreparedPrompt(prompt, next(encoded), params)
             if isinstance(prompt, str)
             else PreparedPrompt(None, _token_ids(prompt), params)
             for prompt, params in pairs
         ]
-        return self._checked(prepared)
+
+    def prepare_inputs(
+        self, pairs: Sequence[tuple[PromptInput, SamplingParams]], pooling: Pooling
+    ) -> list[PreparedPrompt]:
+        """Of texts whose vectors are wanted. Raises InvalidRequestError like `prepare`."""
+        prepared = [replace(one, pooling=pooling) for one in self._tokenized(pairs)]
+        for one in prepared:
+            check_prompt_ids(one.token_ids, self._limits, param="inputs", needs_output=False)
+        return prepared
 
     def prepare_chats(
         self, pairs: Sequence[tuple[Sequence[Message], SamplingParams]]

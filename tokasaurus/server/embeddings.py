@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 
 from tokasaurus.errors import InvalidRequestError
+from tokasaurus.ipc.messages.to_manager import Pooling
 from tokasaurus.server.completion_prompts import split_prompts
 from tokasaurus.server.generation import Generation
 from tokasaurus.server.request_building import ModelLimits
@@ -29,6 +30,17 @@ def split_inputs(value: Any) -> list[str] | list[list[int]]:
             "'input' must not contain empty texts; leave them out.", param="input"
         )
     return inputs
+
+
+def checked_pooling(value: Any) -> Pooling:
+    """Of a caller from Python; "" for None. Raises InvalidRequestError for other words."""
+    if value is None:
+        return ""
+    if value not in ("mean", "last"):
+        raise InvalidRequestError(
+            f"'pooling' must be 'mean' or 'last', not {shown(value)}.", param="pooling"
+        )
+    return value
 
 
 def check_dimensions(dimensions: int | None, limits: ModelLimits) -> None:

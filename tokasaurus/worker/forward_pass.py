@@ -1,17 +1,38 @@
-"""One forward pass: plans the step's attention and runs the model, compiled or not.
+"""One forward pass: plans the step's attention and runs the model, compiled or not, or its graph.
 
 Shapes: T tokens of the step, D hidden size.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 
 from tokasaurus.config.compile_options import CompileOptions
-from tokasaurus.model.attention.backend import AttentionBackend, AttentionBatch, CausalModel
+from tokasaurus.model.attention.backend import (
+    AttentionBackend,
+    AttentionBatch,
+    CausalModel,
+    GraphBackend,
+)
+from tokasaurus.model.decoder import Decoder
 from tokasaurus.model.device_copy import to_device
 from tokasaurus.worker.compilation import CompiledModel, num_compilations
+from tokasaurus.worker.cuda_graphs import Capturer, CudaCapturer, DecodeGraphs, graph_sizes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardOptions:
+    """How the model is run."""
+
+    compile_options: CompileOptions | None = None
+    """None: it is not compiled."""
+    use_cudagraphs: bool = True
+    """Where the device, the model and its attention backend can."""
+    cudagraph_max_size: int = 256
+    cudagraph_step: int = 16
 
 
 class ForwardPass:
@@ -22,22 +43,52 @@ class ForwardPass:
         model: CausalModel,
         backend: AttentionBackend,
         device: torch.device,
+        options: ForwardOptions,
         *,
-        compile_options: CompileOptions | None = None,
+        page_size: int,
+        max_seqs: int,
     ) -> None:
         """Raises ConfigError where the model can't be compiled."""
-        if compile_options is not None:
-            model = CompiledModel(model, backend, compile_options)
+        self._can_be_captured = isinstance(model, Decoder) and backend.supports_cuda_graphs
+        if options.compile_options is not None:
+            model = CompiledModel(model, backend, options.compile_options)
         self._model = model
         self._backend = backend
         self._device = device
-        self._is_compiled = compile_options is not None
+        self._options = options
+        self._page_size = page_size
+        self._max_seqs = max_seqs
+        self._graphs: DecodeGraphs | None = None
         self._num_compilations = 0
 
     @property
     def path(self) -> str:
         """The model's, and what was done to it."""
-        return self._model.path
+        return f"{self._model.path}, CUDA graphs" if self._graphs else self._model.path
+
+    @torch.inference_mode()
+    def capture_graphs(
+        self, progress: Callable[[float, str], None], capturer: Capturer | None = None
+    ) -> None:
+        """Capture decode steps, if they are to be; call when the KV cache is where it will stay.
+
+        `capturer` defaults to the GPU's own; without a GPU there is none.
+        """
+        if capturer is None and self._device.type == "cuda":
+            capturer = CudaCapturer(self._device)
+        if capturer is None or not (self._options.use_cudagraphs and self._can_be_captured):
+            return
+        options = self._options
+        graphs = DecodeGraphs(
+            graph_sizes(options.cudagraph_max_size, options.cudagraph_step, self._max_seqs),
+            lambda ids, positions: self._model.forward(ids, positions, self._backend),
+            cast(GraphBackend, self._backend),
+            page_size=self._page_size,
+            device=self._device,
+            capturer=capturer,
+        )
+        graphs.capture(-(-self._model.max_model_len // self._page_size), progress)
+        self._graphs = graphs
 
     def finish_warm_up(self) -> None:
         """From now on, compilations count as recompilations."""
@@ -45,7 +96,7 @@ class ForwardPass:
 
     def take_num_recompiles(self) -> int:
         """How many graphs were compiled since the last call."""
-        if not self._is_compiled:
+        if self._options.compile_options is None:
             return 0
         before, self._num_compilations = self._num_compilations, num_compilations()
         return self._num_compilations - before
@@ -59,6 +110,11 @@ class ForwardPass:
     ) -> torch.Tensor:
         """Final hidden states TD. `positions_T` is on the host; the result may be overwritten by
         the next run. `launching` is called when everything is prepared."""
+        size = None if self._graphs is None else self._graphs.size_for(attention)
+        if self._graphs is not None and size is not None:
+            self._graphs.prepare(size, ids_T, positions_T, attention)
+            launching()
+            return self._graphs.replay(size, len(ids_T))
         self._backend.plan(attention)
         positions = to_device(positions_T, self._device)
         launching()

@@ -1,5 +1,7 @@
 """How many KV blocks fit: as asked for, or from free memory."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +27,41 @@ class KVRequest:
     page_size: int
     bytes_per_block: int
     max_model_len: int
+
+
+class ActivationMemory:
+    """What steps take on a GPU beyond weights and KV cache; on a CPU nothing is measured."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._before = 0
+
+    def start(self) -> None:
+        """Weights and the warm-up's KV cache are in place."""
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._before = torch.cuda.memory_allocated(self._device)
+
+    def peak_bytes(self) -> int:
+        if self._device.type != "cuda":
+            return 0
+        return max(0, torch.cuda.max_memory_allocated(self._device) - self._before)
+
+
+@contextmanager
+def naming_what_to_lower(doing: str, device: torch.device, advice: str) -> Iterator[None]:
+    """Turns torch's running out of memory into a ConfigError with numbers and advice."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        if device.type != "cuda":
+            raise
+        free, total = torch.cuda.mem_get_info(device)
+        held = torch.cuda.memory_allocated(device)
+        raise ConfigError(
+            f"{device} ran out of memory while {doing}: this process holds {_gib(held)}, "
+            f"{_gib(free)} of {_gib(total)} are free. {advice}"
+        ) from error
 
 
 def choose_num_blocks(request: KVRequest, free_bytes: int, device_type: str) -> int:
@@ -59,9 +96,9 @@ def choose_num_blocks(request: KVRequest, free_bytes: int, device_type: str) -> 
 def free_device_bytes(device: torch.device) -> int:
     """Memory that this process could still allocate on the device."""
     if device.type == "cuda":
+        torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info(device)
-        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return free + reserved
+        return free
     return min(psutil.virtual_memory().available, _free_cgroup_bytes())
 
 

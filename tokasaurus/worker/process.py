@@ -30,6 +30,7 @@ from tokasaurus.model.attention.backend import CausalModel
 from tokasaurus.model.kernels.loader import kernels_available
 from tokasaurus.model.registry import FAMILIES, load_model
 from tokasaurus.tokenization.tokenizer import Tokenizer
+from tokasaurus.worker.forward_pass import ForwardOptions
 from tokasaurus.worker.loop import WorkerLoop
 from tokasaurus.worker.runner import ModelRunner, Progress
 from tokasaurus.worker.torch_runner import RunnerSettings, TorchRunner
@@ -82,8 +83,13 @@ def build_runner(config: EngineConfig, dp_rank: int) -> ModelRunner:
         kv_cache_num_tokens=config.kv_cache_num_tokens,
         kv_cache_memory_fraction=config.kv_cache_memory_fraction,
         kv_cache_dtype=config.kv_cache_dtype,
-        compile_options=(
-            read_compile_options(config.torch_compile_config) if config.torch_compile else None
+        forward=ForwardOptions(
+            compile_options=(
+                read_compile_options(config.torch_compile_config) if config.torch_compile else None
+            ),
+            use_cudagraphs=config.use_cudagraphs,
+            cudagraph_max_size=config.cudagraph_max_size,
+            cudagraph_step=config.cudagraph_step,
         ),
         max_tokens_per_forward=config.max_tokens_per_forward,
         max_seqs_per_forward=config.max_seqs_per_forward,

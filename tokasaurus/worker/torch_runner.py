@@ -5,12 +5,11 @@ Shapes: T tokens of the step, D hidden size, S rows that sample, V vocabulary.
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from tokasaurus.config.compile_options import CompileOptions
 from tokasaurus.ipc.messages.to_manager import RunnerCapabilities, StepOutput
 from tokasaurus.ipc.messages.to_worker import StepInput
 from tokasaurus.model.attention.backend import AttentionBackend, CausalModel
@@ -21,9 +20,15 @@ from tokasaurus.model.sampling.sampler import SampledTokens, sample
 from tokasaurus.tokenization.tokenizer import Tokenizer
 from tokasaurus.worker.device_batch import BatchBuilder, DeviceBatch
 from tokasaurus.worker.device_clock import DeviceClock, StepTiming
-from tokasaurus.worker.forward_pass import ForwardPass
+from tokasaurus.worker.forward_pass import ForwardOptions, ForwardPass
 from tokasaurus.worker.grammar_tokens import GrammarTokens
-from tokasaurus.worker.memory import KVRequest, choose_num_blocks, free_device_bytes
+from tokasaurus.worker.memory import (
+    ActivationMemory,
+    KVRequest,
+    choose_num_blocks,
+    free_device_bytes,
+    naming_what_to_lower,
+)
 from tokasaurus.worker.prompt_pooling import PooledPrompts, PromptPooler
 from tokasaurus.worker.prompt_scoring import PromptScorer, PromptScores
 from tokasaurus.worker.runner import Progress
@@ -34,6 +39,10 @@ from tokasaurus.worker.warmup import num_warm_up_blocks, warm_up_steps
 
 _logger = logging.getLogger(__name__)
 
+_FOR_WEIGHTS = "Use a smaller model or dtype, tp_size or pp_size, or free the device's memory."
+_FOR_ACTIVATIONS = "Lower max_tokens_per_forward or max_seqs_per_forward."
+_FOR_CACHE = "Lower kv_cache_num_tokens or kv_cache_memory_fraction."
+_FOR_GRAPHS = "Lower kv_cache_memory_fraction or cudagraph_max_size, or set use_cudagraphs=F."
 _MAX_LOGITS_BYTES = 64 << 20
 """Logits of one pass: more rows are sampled pass by pass."""
 
@@ -49,8 +58,7 @@ class RunnerSettings:
     kv_cache_num_tokens: int | None = None
     kv_cache_memory_fraction: float = 0.8
     kv_cache_dtype: str = "auto"
-    compile_options: CompileOptions | None = None
-    """None: the model is not compiled."""
+    forward: ForwardOptions = field(default_factory=ForwardOptions)
     max_tokens_per_forward: int = 2048
     max_seqs_per_forward: int = 1024
     load_tokenizer: Callable[[], Tokenizer] | None = None
@@ -134,7 +142,8 @@ class TorchRunner:
         return f"{self._forward_pass.path}, {self._device}, {dtype}, attention {self._backend.name}"
 
     def load(self, progress: Progress) -> None:
-        self._model = self._load_model(progress)
+        with naming_what_to_lower("loading the weights", self._device, _FOR_WEIGHTS):
+            self._model = self._load_model(progress)
         progress(1.0, f"attention backend {self._settings.attention_backend}")
         self._backend = create_backend(
             self._attention_backend_name(),
@@ -142,6 +151,7 @@ class TorchRunner:
             page_size=self._settings.page_size,
             dtype=self._model.dtype,
             device=self._device,
+            kv_cache_dtype=self._settings.kv_cache_dtype,
         )
         if self._settings.cpu_kernels and self._device.type == "cpu":
             self._model = with_cpu_kernels(self._model, self._backend)
@@ -149,7 +159,9 @@ class TorchRunner:
             self._model,
             self._backend,
             self._device,
-            compile_options=self._settings.compile_options,
+            self._settings.forward,
+            page_size=self._settings.page_size,
+            max_seqs=self._settings.max_seqs_per_forward,
         )
         self._reset()
 
@@ -167,10 +179,15 @@ class TorchRunner:
             page_size=settings.page_size,
             on_cpu=self._device.type == "cpu",
         )
-        self._backend.allocate(num_warm_up_blocks(steps))
+        activations = ActivationMemory(self._device)
         for i, step in enumerate(steps):
             progress(i / len(steps), _warm_up_text(step))
-            self.execute(step).result()
+            with naming_what_to_lower(_warm_up_text(step), self._device, _FOR_ACTIVATIONS):
+                if i == 0:
+                    self._backend.allocate(num_warm_up_blocks(steps))
+                    activations.start()
+                self.execute(step).result()
+        peak_bytes = activations.peak_bytes()
         self._backend.allocate(1)  # the warm-up's cache must not count as used
         self._num_blocks = choose_num_blocks(
             KVRequest(
@@ -180,10 +197,13 @@ class TorchRunner:
                 bytes_per_block=self._backend.kv_bytes_per_block(),
                 max_model_len=self._model.max_model_len,
             ),
-            free_device_bytes(self._device),
+            max(0, free_device_bytes(self._device) - peak_bytes),
             self._device.type,
         )
-        self._backend.allocate(self._num_blocks)
+        with naming_what_to_lower("allocating the KV cache", self._device, _FOR_CACHE):
+            self._backend.allocate(self._num_blocks)
+        with naming_what_to_lower("capturing graphs", self._device, _FOR_GRAPHS):
+            self._forward_pass.capture_graphs(progress)
         self._forward_pass.finish_warm_up()
         self._reset()
         _logger.info(

@@ -12,6 +12,7 @@ from tests.unit.worker.step_driver import DrivenSequence, StepDriver
 from tokasaurus.config.compile_options import CompileOptions
 from tokasaurus.errors import ConfigError
 from tokasaurus.ipc.messages.to_manager import StepOutput, TokenSampling
+from tokasaurus.worker.forward_pass import ForwardOptions
 from tokasaurus.worker.torch_runner import TorchRunner
 
 MakeRunner = Callable[..., TorchRunner]
@@ -20,7 +21,7 @@ PLAIN = {"cpu_kernels": False}
 
 @pytest.fixture(scope="module")
 def compiled(make_runner: MakeRunner) -> TorchRunner:
-    return make_runner(compile_options=CompileOptions(), **PLAIN)
+    return make_runner(forward=ForwardOptions(compile_options=CompileOptions()), **PLAIN)
 
 
 class RecordingDriver(StepDriver):
@@ -65,7 +66,9 @@ def test_no_recompiles_and_the_same_tokens(compiled: TorchRunner, make_runner: M
 
 
 def test_recompilations_are_counted(make_runner: MakeRunner) -> None:
-    runner = make_runner(compile_options=CompileOptions(backend="eager"), **PLAIN)
+    runner = make_runner(
+        forward=ForwardOptions(compile_options=CompileOptions(backend="eager")), **PLAIN
+    )
     driver = StepDriver(runner, PAGE_SIZE)
     sequence = driver.add(0, [1, 2, 3], TokenSampling())
     assert driver.run(prefill=[(sequence, 3)]).num_recompiles == 0
@@ -76,7 +79,10 @@ def test_recompilations_are_counted(make_runner: MakeRunner) -> None:
 
 def test_what_can_not_be_compiled_is_refused(make_runner: MakeRunner) -> None:
     with pytest.raises(ConfigError, match="cpu_kernels=F"):
-        make_runner(attention_backend="auto", compile_options=CompileOptions(backend="eager"))
+        make_runner(
+            attention_backend="auto",
+            forward=ForwardOptions(compile_options=CompileOptions(backend="eager")),
+        )
     options = CompileOptions(options={"no_such_option": 1})
     with pytest.raises(ConfigError, match="no_such_option"):
-        make_runner(compile_options=options, **PLAIN)
+        make_runner(forward=ForwardOptions(compile_options=options), **PLAIN)

@@ -70,6 +70,8 @@ class AttentionBackend(Protocol):
     name: str
     supports_hydragen: bool
     """`AttentionBatch.hydragen_groups` are computed once, not ignored."""
+    supports_cuda_graphs: bool
+    """It is a `GraphBackend`."""
 
     def allocate(self, num_blocks: int) -> None:
         """Allocate the KV cache for `num_blocks` blocks, replacing an earlier one."""
@@ -84,6 +86,19 @@ class AttentionBackend(Protocol):
         self, q_TNH: torch.Tensor, k_TKH: torch.Tensor, v_TKH: torch.Tensor, layer: AttentionLayer
     ) -> torch.Tensor:
         """Write k and v, attend causally, return the output as TNH in q's dtype."""
+
+
+class GraphBackend(AttentionBackend, Protocol):
+    """One whose plans for decodes can go to fixed places, where a captured graph reads them."""
+
+    scratch_block: int
+    """No sequence's: rows that only fill up a graph write their K and V there."""
+
+    def reserve_graphs(self, sizes: list[int], max_blocks: int) -> None:
+        """Allocate what graphs of these sizes read, for steps with at most so many blocks."""
+
+    def plan_for_graph(self, batch: AttentionBatch) -> None:
+        """Like `plan`, for the graph with this number of rows: decodes only, no groups."""
 
 
 class CausalModel(Protocol):

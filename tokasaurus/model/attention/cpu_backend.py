@@ -46,6 +46,7 @@ class CpuBackend:
 
     name = "cpu"
     supports_hydragen = True
+    supports_cuda_graphs = False
 
     def __init__(
         self,

@@ -23,6 +23,7 @@ class AttentionOperator:
     def __init__(self, backend: AttentionBackend, layers: tuple[AttentionLayer, ...]) -> None:
         self.name = backend.name
         self.supports_hydragen = backend.supports_hydragen
+        self.supports_cuda_graphs = backend.supports_cuda_graphs
         self._backend = backend
         by_index = {layer.index: layer for layer in layers}
 

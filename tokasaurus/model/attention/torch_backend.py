@@ -39,6 +39,7 @@ class TorchBackend:
 
     name = "torch"
     supports_hydragen = True
+    supports_cuda_graphs = False
 
     def __init__(
         self,

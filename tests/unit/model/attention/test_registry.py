@@ -27,7 +27,7 @@ def test_unknown_name_lists_options() -> None:
 
 
 def test_backend_of_another_device_is_refused() -> None:
-    assert registry.backend_names(torch.device("cuda")) == ["torch"]
+    assert registry.backend_names(torch.device("cuda")) == ["flashinfer", "torch"]
     with pytest.raises(ConfigError, match="does not run on cuda"):
         create("cpu", "cuda")
 
@@ -51,3 +51,16 @@ class Unbuildable:
 
     def __init__(self, *_: object, **__: object) -> None:
         raise ConfigError("install a C++ compiler")
+
+
+def test_fp8_is_refused_where_no_backend_has_it() -> None:
+    for name in ("auto", "torch"):
+        with pytest.raises(ConfigError, match="kv_cache_dtype=auto"):
+            registry.create_backend(
+                name,
+                LAYERS,
+                page_size=4,
+                dtype=torch.float32,
+                device=torch.device("cpu"),
+                kv_cache_dtype="fp8",
+            )

@@ -1,0 +1,170 @@
+"""Graphs of decode steps, with a stand-in that runs again what it was given to capture."""
+
+import sys
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+
+import numpy as np
+import pytest
+import torch
+
+from tests.unit.model.attention import flashinfer_double
+from tokasaurus.ipc.messages.to_worker import HydragenGroup
+from tokasaurus.model.attention import flashinfer_backend
+from tokasaurus.model.attention.backend import AttentionBatch
+from tokasaurus.model.attention.flashinfer_backend import FlashInferBackend
+from tokasaurus.model.config import DecoderSpec, RopeSpec, TensorSpec
+from tokasaurus.model.decoder import Decoder
+from tokasaurus.worker.cuda_graphs import graph_sizes, padded_decodes
+from tokasaurus.worker.forward_pass import ForwardOptions, ForwardPass
+
+CPU = torch.device("cpu")
+PAGE_SIZE = 4
+NUM_BLOCKS = 40
+
+
+class ReplayingCapturer:
+    """Runs what it captured again, and writes its output to the same place."""
+
+    def __init__(self) -> None:
+        self.num_captures = 0
+        self.num_replays = 0
+
+    def capture(self, run: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
+        self.num_captures += 1
+        output = run()
+
+        def replay() -> None:
+            self.num_replays += 1
+            output.copy_(run())
+
+        return replay, output
+
+
+def decodes(kv_lens: list[int], groups: tuple[HydragenGroup, ...] = ()) -> AttentionBatch:
+    """Row i has the blocks from 4 i on."""
+    lens = np.array(kv_lens, np.int32)
+    counts = -(-lens // PAGE_SIZE)
+    tables = [np.arange(4 * i, 4 * i + n, dtype=np.int32) for i, n in enumerate(counts)]
+    last = np.array([table[-1] for table in tables], np.int64)
+    return AttentionBatch(
+        num_prefill_rows=0,
+        query_lens=np.ones(len(lens), np.int32),
+        kv_lens=lens,
+        block_indptr=np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
+        block_ids=np.concatenate(tables),
+        slot_mapping=last * PAGE_SIZE + (lens - 1) % PAGE_SIZE,
+        hydragen_groups=list(groups),
+    )
+
+
+@pytest.fixture
+def decoder() -> Decoder:
+    torch.manual_seed(0)
+    rope = RopeSpec(
+        kind="default",
+        theta=100.0,
+        rotary_dim=64,
+        default_positions=64,
+        max_positions=64,
+        original_positions=64,
+    )
+    spec = DecoderSpec(
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=40,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=64,
+        rope=rope,
+        norm_eps=1e-5,
+        activation="silu",
+        sliding_windows=(None, 6),
+    )
+    decoder = Decoder(spec, "test", 64, TensorSpec(dtype=torch.bfloat16, device=CPU))
+    for parameter in decoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return decoder
+
+
+@pytest.fixture
+def passes(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> tuple[ForwardPass, ForwardPass, ReplayingCapturer]:
+    """One without graphs and one with, each with its own cache."""
+    monkeypatch.setitem(sys.modules, "flashinfer", flashinfer_double)
+    monkeypatch.setattr(flashinfer_double, "__spec__", ModuleSpec("flashinfer", None))
+    monkeypatch.setattr(flashinfer_backend, "_WORKSPACE_BYTES", 64)
+    capturer = ReplayingCapturer()
+    made = []
+    for use_cudagraphs in (False, True):
+        backend = FlashInferBackend(
+            decoder.attention_layers, page_size=PAGE_SIZE, dtype=torch.bfloat16, device=CPU
+        )
+        backend.allocate(NUM_BLOCKS)
+        options = ForwardOptions(
+            use_cudagraphs=use_cudagraphs, cudagraph_max_size=8, cudagraph_step=4
+        )
+        forward = ForwardPass(decoder, backend, CPU, options, page_size=PAGE_SIZE, max_seqs=10)
+        forward.capture_graphs(lambda _fraction, _text: None, capturer)
+        made.append(forward)
+    return made[0], made[1], capturer
+
+
+def test_sizes() -> None:
+    assert graph_sizes(256, 16, 1024)[:2] == [256, 240]
+    assert graph_sizes(256, 16, 1024)[-5:] == [16, 8, 4, 2, 1]
+    assert graph_sizes(20, 16, 1024) == [20, 16, 8, 4, 2, 1]
+    assert graph_sizes(256, 16, 6) == [6, 4, 2, 1]
+    assert graph_sizes(256, 2, 5) == [5, 4, 2, 1]
+    assert graph_sizes(1, 16, 10) == [1]
+
+
+def test_padding() -> None:
+    padded = padded_decodes(decodes([5, 3]), 4, PAGE_SIZE, 39)
+    assert padded.kv_lens.tolist() == [5, 3, 1, 1]
+    assert padded.query_lens.tolist() == [1, 1, 1, 1]
+    assert padded.block_indptr.tolist() == [0, 2, 3, 4, 5]
+    assert padded.block_ids.tolist() == [0, 1, 4, 39, 39]
+    assert padded.slot_mapping.tolist() == [4, 18, 156, 156]
+    whole = decodes([5, 3])
+    assert padded_decodes(whole, 2, PAGE_SIZE, 39) is whole
+
+
+@torch.inference_mode()
+def test_replays_equal_plain_runs(
+    passes: tuple[ForwardPass, ForwardPass, ReplayingCapturer],
+) -> None:
+    plain, graphed, capturer = passes
+    assert capturer.num_captures == 4
+    assert graphed.path.endswith("CUDA graphs")
+    assert not plain.path.endswith("CUDA graphs")
+    random = np.random.default_rng(0)
+    for step, num_rows in enumerate((5, 5, 8, 1, 3, 7)):
+        batch = decodes([step + 1] * num_rows)
+        ids = torch.from_numpy(random.integers(0, 50, num_rows))
+        positions = np.full(num_rows, step, np.int64)
+        launched: list[bool] = []
+        expected = plain.run(ids, positions, batch)
+        hidden = graphed.run(ids, positions, batch, lambda seen=launched: seen.append(True))
+        torch.testing.assert_close(hidden, expected)
+        assert capturer.num_replays == step + 1
+        assert launched == [True]
+
+
+@torch.inference_mode()
+def test_steps_that_no_graph_can_run(
+    passes: tuple[ForwardPass, ForwardPass, ReplayingCapturer],
+) -> None:
+    plain, graphed, capturer = passes
+    prefill = decodes([1])
+    prefill.num_prefill_rows = 1
+    shared = decodes([5, 5], (HydragenGroup(0, 2, 1),))
+    shared.block_ids[2] = shared.block_ids[0]
+    for batch in (prefill, shared, decodes([1] * 9)):
+        num_rows = batch.num_rows
+        ids, positions = torch.arange(num_rows), np.zeros(num_rows, np.int64)
+        expected = plain.run(ids, positions, batch)
+        torch.testing.assert_close(graphed.run(ids, positions, batch), expected)
+    assert capturer.num_replays == 0

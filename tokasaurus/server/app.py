@@ -1,10 +1,12 @@
 """The FastAPI application: routes, error shapes and the API's description."""
 
 from fastapi import FastAPI
+from starlette.routing import BaseRoute
 
 from tokasaurus import __version__
 from tokasaurus.server.batches.item_runner import ItemRunner
 from tokasaurus.server.batches.service import BatchService
+from tokasaurus.server.direct_routes import DirectRoutes
 from tokasaurus.server.errors import install_error_handlers
 from tokasaurus.server.openapi import install_openapi
 from tokasaurus.server.routes import (
@@ -52,7 +54,7 @@ def create_app(state: ServerState) -> FastAPI:
     app = FastAPI(title="Tokasaurus", version=__version__, redoc_url=None)
     app.state.server = state
     install_error_handlers(app)
-    paths: list[str] = []
+    endpoints: list[BaseRoute] = []
     for module in (
         completions,
         chat_completions,
@@ -70,10 +72,12 @@ def create_app(state: ServerState) -> FastAPI:
         synchronous_batches,
     ):
         app.include_router(module.router)
-        paths += (getattr(route, "path", "") for route in module.router.routes)
+        endpoints += module.router.routes
     settings = state.batch_settings
+    paths = [getattr(endpoint, "path", "") for endpoint in endpoints]
     state.item_runner = ItemRunner(app, paths, state.engine, settings.max_in_flight)
     state.batch_service = BatchService(settings, state.item_runner, state.max_body_bytes)
+    app.add_middleware(DirectRoutes, routes=endpoints)
     state.access.install(app, state.engine.metrics.measurements)
     install_openapi(
         app,

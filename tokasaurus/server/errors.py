@@ -105,12 +105,17 @@ def install_error_handlers(app: FastAPI) -> None:
 
 async def _handle_own(request: Request, error: Exception) -> Response:
     assert isinstance(error, TokasaurusError)
+    return own_error_response(request.url.path, error)
+
+
+def own_error_response(path: str, error: TokasaurusError) -> Response:
+    """What a request to `path` gets that ended so."""
     headers = None
     if isinstance(error, OverloadedError):
         headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_seconds)))}
     elif isinstance(error, DeadlineExceededError):
         headers = {"X-Should-Retry": "false"}  # OpenAI's clients heed it; the next try would end so
-    return error_response(request.url.path, status_of(error), describe(error), headers)
+    return error_response(path, status_of(error), describe(error), headers)
 
 
 async def _handle_http(request: Request, error: Exception) -> Response:

@@ -1,6 +1,6 @@
 """SamplingParams: how a prompt is continued. Checked once, here, for HTTP and Python alike."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -80,47 +80,18 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """Prompts share cached prefixes only with prompts of the same salt."""
 
     def __post_init__(self) -> None:
-        _check_integer("n", self.n, 1, MAX_N)
-        _check_number("temperature", self.temperature, 0, 2)
-        _check_number("top_p", self.top_p, 0, 1)
-        _check_number("min_p", self.min_p, 0, 1)
-        _check_number("frequency_penalty", self.frequency_penalty, -2, 2)
-        _check_number("presence_penalty", self.presence_penalty, -2, 2)
-        _check_number("repetition_penalty", self.repetition_penalty, 0.01, 100)
-        _check_integer("top_k", self.top_k, -1, _MAX_TOKENS)
-        if self.seed is not None:
-            _check_integer("seed", self.seed, 0, 2**63 - 1)
-        if self.max_tokens is not None:
-            _check_integer("max_tokens", self.max_tokens, 0, _MAX_TOKENS)
-        _check_integer("min_tokens", self.min_tokens, 0, _MAX_TOKENS)
+        for name, default in _DEFAULTS:
+            value = getattr(self, name)
+            if value is not default:  # defaults are valid, and most values are the default
+                checked = _CHECKS[name](name, value)
+                if checked is not value:
+                    msgspec.structs.force_setattr(self, name, checked)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequestError(
                 f"'min_tokens' ({self.min_tokens}) must not be above 'max_tokens' "
                 f"({self.max_tokens}).",
                 param="min_tokens",
             )
-        for name in ("logprobs", "prompt_logprobs"):
-            if (value := getattr(self, name)) is not None:
-                _check_integer(name, value, 0, MAX_LOGPROBS)
-        for name in ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output"):
-            if not isinstance(value := getattr(self, name), bool):
-                raise _invalid(name, "true or false", value)
-        output = self.structured_output
-        if output is not None and not isinstance(output, StructuredOutput):
-            raise _invalid("structured_output", "a StructuredOutput", output)
-        _check_integer("priority", self.priority, -_MAX_PRIORITY, _MAX_PRIORITY)
-        if self.timeout is not None:
-            _check_number("timeout", self.timeout, _MIN_TIMEOUT, _MAX_TIMEOUT)
-        if not isinstance(self.cache_salt, str) or len(self.cache_salt) > _MAX_SALT_CHARACTERS:
-            raise _invalid("cache_salt", f"a string of at most {_MAX_SALT_CHARACTERS} characters")
-        for name, value in (
-            ("stop", _checked_stop(self.stop)),
-            ("stop_token_ids", _checked_ids(self, "stop_token_ids", MAX_STOP_TOKEN_IDS)),
-            ("allowed_token_ids", _checked_ids(self, "allowed_token_ids", MAX_ALLOWED_TOKEN_IDS)),
-            ("logit_bias", _checked_logit_bias(self.logit_bias)),
-            ("bad_words", _checked_bad_words(self.bad_words)),
-        ):
-            msgspec.structs.force_setattr(self, name, value)
 
 
 def _invalid(name: str, wanted: str, value: Any = None) -> InvalidRequestError:
@@ -136,63 +107,127 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _check_integer(name: str, value: Any, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise _invalid(name, f"an integer between {low} and {high}", value)
+_Check = Callable[[str, Any], Any]
+"""Of a parameter's name and value: the value as it is kept. Raises InvalidRequestError."""
 
 
-def _check_number(name: str, value: Any, low: float, high: float) -> None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not low <= value <= high:
-        raise _invalid(name, f"a number between {low} and {high}", value)
+def _integer(low: int, high: int) -> _Check:
+    def check(name: str, value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise _invalid(name, f"an integer between {low} and {high}", value)
+        return value
+
+    return check
 
 
-def _checked_stop(stop: Any) -> tuple[str, ...]:
+def _number(low: float, high: float) -> _Check:
+    def check(name: str, value: Any) -> float:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not low <= value <= high:
+            raise _invalid(name, f"a number between {low} and {high}", value)
+        return value
+
+    return check
+
+
+def _checked_flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _invalid(name, "true or false", value)
+    return value
+
+
+def _checked_output(name: str, value: Any) -> StructuredOutput:
+    if not isinstance(value, StructuredOutput):
+        raise _invalid(name, "a StructuredOutput", value)
+    return value
+
+
+def _checked_salt(name: str, value: Any) -> str:
+    if not isinstance(value, str) or len(value) > _MAX_SALT_CHARACTERS:
+        raise _invalid(name, f"a string of at most {_MAX_SALT_CHARACTERS} characters")
+    return value
+
+
+def _checked_stop(name: str, stop: Any) -> tuple[str, ...]:
     stops = (stop,) if isinstance(stop, str) else stop
     if not isinstance(stops, list | tuple) or not all(isinstance(s, str) for s in stops):
-        raise _invalid("stop", "a string or a list of strings", stop)
+        raise _invalid(name, "a string or a list of strings", stop)
     if not all(stops):
-        raise _invalid("stop", "made of strings that are not empty", stop)
+        raise _invalid(name, "made of strings that are not empty", stop)
     if len(stops) > MAX_STOP_STRINGS:
-        raise _invalid("stop", f"at most {MAX_STOP_STRINGS} strings", len(stops))
+        raise _invalid(name, f"at most {MAX_STOP_STRINGS} strings", len(stops))
     if sum(map(len, stops)) > MAX_STOP_CHARACTERS:
-        raise _invalid("stop", f"at most {MAX_STOP_CHARACTERS} characters in all")
+        raise _invalid(name, f"at most {MAX_STOP_CHARACTERS} characters in all")
     return tuple(dict.fromkeys(stops))
 
 
-def _checked_ids(params: SamplingParams, name: str, max_count: int) -> tuple[int, ...]:
-    ids = getattr(params, name)
-    if not isinstance(ids, list | tuple) or not all(type(i) is int for i in ids):
-        raise _invalid(name, "a list of integers", ids)
-    if len(ids) > max_count:
-        raise _invalid(name, f"at most {max_count} token ids", len(ids))
-    return tuple(dict.fromkeys(ids))
+def _ids(max_count: int) -> _Check:
+    def check(name: str, ids: Any) -> tuple[int, ...]:
+        if not isinstance(ids, list | tuple) or not all(type(i) is int for i in ids):
+            raise _invalid(name, "a list of integers", ids)
+        if len(ids) > max_count:
+            raise _invalid(name, f"at most {max_count} token ids", len(ids))
+        return tuple(dict.fromkeys(ids))
+
+    return check
 
 
-def _checked_logit_bias(biases: Any) -> dict[int, float]:
+def _checked_logit_bias(name: str, biases: Any) -> dict[int, float]:
     if not isinstance(biases, Mapping):
-        raise _invalid("logit_bias", "an object of token ids and numbers", biases)
+        raise _invalid(name, "an object of token ids and numbers", biases)
     if len(biases) > MAX_LOGIT_BIASES:
-        raise _invalid("logit_bias", f"at most {MAX_LOGIT_BIASES} entries", len(biases))
+        raise _invalid(name, f"at most {MAX_LOGIT_BIASES} entries", len(biases))
     checked: dict[int, float] = {}
     for key, value in biases.items():
         is_id = type(key) is int or (isinstance(key, str) and key.isdecimal() and len(key) < 20)
         if not is_id:
-            raise _invalid("logit_bias", "keyed by token ids", key)
+            raise _invalid(name, "keyed by token ids", key)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not -100 <= value <= 100:
-            raise _invalid("logit_bias", "made of numbers between -100 and 100", value)
+            raise _invalid(name, "made of numbers between -100 and 100", value)
         checked[int(key)] = float(value)
     return checked
 
 
-def _checked_bad_words(words: Any) -> tuple[str, ...]:
+def _checked_bad_words(name: str, words: Any) -> tuple[str, ...]:
     if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
-        raise _invalid("bad_words", "a list of strings", words)
+        raise _invalid(name, "a list of strings", words)
     if not all(word.strip() for word in words):
-        raise _invalid("bad_words", "made of strings with more than white space", words)
+        raise _invalid(name, "made of strings with more than white space", words)
     if len(words) > MAX_BAD_WORDS:
-        raise _invalid("bad_words", f"at most {MAX_BAD_WORDS} strings", len(words))
+        raise _invalid(name, f"at most {MAX_BAD_WORDS} strings", len(words))
     if sum(map(len, words)) > MAX_BAD_WORD_CHARACTERS:
-        raise _invalid("bad_words", f"at most {MAX_BAD_WORD_CHARACTERS} characters in all")
+        raise _invalid(name, f"at most {MAX_BAD_WORD_CHARACTERS} characters in all")
     return tuple(dict.fromkeys(words))
+
+
+_CHECKS: dict[str, _Check] = {
+    "n": _integer(1, MAX_N),
+    "temperature": _number(0, 2),
+    "top_p": _number(0, 1),
+    "top_k": _integer(-1, _MAX_TOKENS),
+    "min_p": _number(0, 1),
+    "frequency_penalty": _number(-2, 2),
+    "presence_penalty": _number(-2, 2),
+    "repetition_penalty": _number(0.01, 100),
+    "logit_bias": _checked_logit_bias,
+    "bad_words": _checked_bad_words,
+    "allowed_token_ids": _ids(MAX_ALLOWED_TOKEN_IDS),
+    "structured_output": _checked_output,
+    "seed": _integer(0, 2**63 - 1),
+    "max_tokens": _integer(0, _MAX_TOKENS),
+    "min_tokens": _integer(0, _MAX_TOKENS),
+    "stop": _checked_stop,
+    "stop_token_ids": _ids(MAX_STOP_TOKEN_IDS),
+    "ignore_eos": _checked_flag,
+    "logprobs": _integer(0, MAX_LOGPROBS),
+    "prompt_logprobs": _integer(0, MAX_LOGPROBS),
+    "skip_special_tokens": _checked_flag,
+    "include_stop_str_in_output": _checked_flag,
+    "priority": _integer(-_MAX_PRIORITY, _MAX_PRIORITY),
+    "timeout": _number(_MIN_TIMEOUT, _MAX_TIMEOUT),
+    "cache_salt": _checked_salt,
+}
+_DEFAULTS = tuple(
+    zip(SamplingParams.__struct_fields__, SamplingParams.__struct_defaults__, strict=True)
+)

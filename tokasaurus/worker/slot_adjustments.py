@@ -5,6 +5,7 @@ import torch
 
 from tokasaurus.ipc.messages.to_manager import TokenSampling
 from tokasaurus.ipc.messages.to_worker import AddedSlot, StepInput
+from tokasaurus.model.device_copy import to_device
 from tokasaurus.model.sampling.adjustments import AdjustedRows, Adjustment, pack_tokens
 from tokasaurus.model.sampling.token_history import TokenHistory
 
@@ -50,7 +51,7 @@ class SlotAdjustments:
         seats = np.array([a.seat for a in adjusted.adjustments], np.int64)
         seated = np.flatnonzero(seats >= 0)
         if len(seated):
-            rows = torch.from_numpy(adjusted.rows[seated]).to(token_ids_S.device)
+            rows = to_device(adjusted.rows[seated], token_ids_S.device)
             self._history.record(seats[seated], token_ids_S[rows])
 
     def _add(self, slot: int, adjustment: Adjustment) -> None:

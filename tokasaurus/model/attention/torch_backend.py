@@ -14,6 +14,7 @@ import torch
 
 from tokasaurus.ipc.messages.to_worker import HydragenGroup
 from tokasaurus.model.attention.backend import AttentionBatch, AttentionLayer
+from tokasaurus.model.device_copy import to_device
 
 _MAX_GATHERED = 1 << 20
 """Elements of the keys (or values) that one tile gathers: 4 MB, which a CPU's cache holds."""
@@ -72,7 +73,7 @@ class TorchBackend:
         return 2 * elements * self._page_size * self._dtype.itemsize
 
     def plan(self, batch: AttentionBatch) -> None:
-        self._slot_mapping = torch.from_numpy(batch.slot_mapping).to(self._device)
+        self._slot_mapping = to_device(batch.slot_mapping, self._device)
         self._tiles = {window: list(self._plan_window(batch, window)) for window in self._windows}
 
     def run(
@@ -249,7 +250,7 @@ class TorchBackend:
         return (blocks * self._page_size + position % self._page_size).astype(np.int32)
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+        return to_device(array, self._device)
 
 
 def _merge(

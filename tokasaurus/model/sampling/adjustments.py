@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from tokasaurus.model.device_copy import to_device
 from tokasaurus.model.sampling.token_history import TokenHistory
 
 _NO_IDS = np.empty(0, np.int64)
@@ -115,9 +116,9 @@ def _penalize(logits_SV: torch.Tensor, pairs: _Pairs, history: TokenHistory) -> 
         [(a.frequency_penalty, a.presence_penalty, a.repetition_penalty) for _, a in pairs],
         np.float32,
     )
-    frequency, presence, repetition = torch.from_numpy(parameters).to(device).T.unsqueeze(2)
-    rows = torch.tensor([row for row, _ in pairs], device=device).unsqueeze(1)
-    which = torch.from_numpy(seats).to(device)
+    frequency, presence, repetition = to_device(parameters, device).T.unsqueeze(2)
+    rows = to_device(np.array([row for row, _ in pairs]), device).unsqueeze(1)
+    which = to_device(seats, device)
     num_distinct = history.num_distinct[which].unsqueeze(1)
     is_used = torch.arange(width, device=device) < num_distinct
     # Columns beyond a row's distinct tokens repeat its first: the same value is written twice.
@@ -135,8 +136,8 @@ def _penalize(logits_SV: torch.Tensor, pairs: _Pairs, history: TokenHistory) -> 
 
 def _add_biases(logits_SV: torch.Tensor, pairs: _Pairs) -> None:
     places = _places(logits_SV, pairs, [a.bias_ids for _, a in pairs])
-    values = torch.from_numpy(np.concatenate([a.bias_values for _, a in pairs]))
-    logits_SV.view(-1).scatter_add_(0, places, values.to(logits_SV.device))
+    values = to_device(np.concatenate([a.bias_values for _, a in pairs]), logits_SV.device)
+    logits_SV.view(-1).scatter_add_(0, places, values)
 
 
 def _ban(logits_SV: torch.Tensor, pairs: _Pairs) -> None:
@@ -150,12 +151,12 @@ def _ban_words(logits_SV: torch.Tensor, pairs: _Pairs, history: TokenHistory) ->
     prefixes = np.full((len(words), width), -1, np.int64)
     for index, (_, _, word) in enumerate(words):
         prefixes[index, width - len(word) + 1 :] = word[:-1]
-    prefixes_NW = torch.from_numpy(prefixes).to(device)
-    seats = torch.tensor([seat for _, seat, _ in words], device=device)
+    prefixes_NW = to_device(prefixes, device)
+    seats = to_device(np.array([seat for _, seat, _ in words]), device)
     last_NW = history.last_tokens[seats]
     matches = ((prefixes_NW == -1) | (prefixes_NW == last_NW)).all(1)
     vocab_size = logits_SV.shape[1]
-    places = torch.tensor([row * vocab_size + word[-1] for row, _, word in words], device=device)
+    places = to_device(np.array([row * vocab_size + word[-1] for row, _, word in words]), device)
     bounds = torch.where(matches, -torch.inf, torch.inf)
     logits_SV.view(-1).scatter_reduce_(0, places, bounds, "amin")
 
@@ -163,7 +164,7 @@ def _ban_words(logits_SV: torch.Tensor, pairs: _Pairs, history: TokenHistory) ->
 def _places(logits_SV: torch.Tensor, pairs: _Pairs, ids: list[np.ndarray]) -> torch.Tensor:
     rows = np.repeat([row for row, _ in pairs], [len(some) for some in ids])
     places = np.concatenate(ids) + rows * logits_SV.shape[1]
-    return torch.from_numpy(places).to(logits_SV.device)
+    return to_device(places, logits_SV.device)
 
 
 def keep_allowed(logits_SV: torch.Tensor, masks: list[tuple[int, np.ndarray]]) -> None:
@@ -175,9 +176,9 @@ def keep_allowed(logits_SV: torch.Tensor, masks: list[tuple[int, np.ndarray]]) -
             _keep_in_row(logits_SV[row], bits)
         return
     shifts = torch.arange(8, dtype=torch.uint8, device=device)
-    packed = torch.from_numpy(np.stack([mask for _, mask in masks])).to(device)
+    packed = to_device(np.stack([mask for _, mask in masks]), device)
     banned = ((packed.unsqueeze(-1) >> shifts) & 1).flatten(1)[:, :vocab_size] == 0
-    rows = torch.tensor([row for row, _ in masks], device=device)
+    rows = to_device(np.array([row for row, _ in masks]), device)
     logits_SV[rows] = logits_SV.index_select(0, rows).masked_fill_(banned, -torch.inf)
 
 

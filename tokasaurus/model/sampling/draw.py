@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from tokasaurus.model.sampling.dense_draw import compiled_draw, mark_rows
 from tokasaurus.model.sampling.noise import first_arrivals, member_arrivals
 from tokasaurus.model.sampling.vocabulary_blocks import take_logits, token_ids_of_blocks
 
@@ -67,6 +68,13 @@ def draw_tokens(
     `held` says which part of the vocabulary the logits are; None: all of it.
     """
     held = held or VocabularySlice(logits_SV.shape[1])
+    compiled = compiled_draw() if logits_SV.is_cuda else None
+    if compiled is not None:
+        everything = len(batch.rows) == len(logits_SV)
+        logits_RV = logits_SV if everything else logits_SV.index_select(0, batch.rows)
+        tensors = (logits_RV, batch.keys, batch.temperature, batch.peak, batch.threshold)
+        mark_rows(*tensors)
+        return compiled(*tensors, held.vocab_size, held.first_block)
     maxima_RB = maxima_SB.index_select(0, batch.rows)
     num_blocks = maxima_RB.shape[1]
     blocks = torch.arange(num_blocks, device=logits_SV.device).unsqueeze(0)

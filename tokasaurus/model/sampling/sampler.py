@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from tokasaurus.model.device_copy import to_device
 from tokasaurus.model.sampling.adjustments import AdjustedRows
 from tokasaurus.model.sampling.draw import DrawnRows, draw_tokens
 from tokasaurus.model.sampling.logprobs import (
@@ -163,13 +164,13 @@ def sample(logits_SV: torch.Tensor, batch: SamplingBatch) -> SampledTokens:
     tokens_S = best_tokens(logits_SV, maxima_SB)
     random = np.flatnonzero(batch.is_random)
     if len(random):
-        rows = torch.from_numpy(random).to(logits_SV.device)
+        rows = to_device(random, logits_SV.device)
         tokens_S[rows] = _draw_random(logits_SV, maxima_SB, batch, random)
     if scored is not None:
         scored.score(logits_SV, tokens_S)
     tokens_S.masked_fill_(~maxima_SB.amax(1).isfinite(), -1)
     if batch.adjusted is not None:
-        rows = torch.from_numpy(batch.adjusted.rows).to(logits_SV.device)
+        rows = to_device(batch.adjusted.rows, logits_SV.device)
         is_empty = (maxima_SB[rows] == -torch.inf).all(1)
         tokens_S[rows] = torch.where(is_empty, -2, tokens_S[rows])
     if scored is None:
@@ -204,7 +205,7 @@ class _RawScores:
         if not len(asking):
             return None
         S, V = logits_SV.shape
-        rows = torch.from_numpy(asking).to(logits_SV.device)
+        rows = to_device(asking, logits_SV.device)
         normalizers = log_normalizers(logits_SV, rows)
         top_ids = top = None
         count = min(int(batch.num_top_logprobs.max()), V)
@@ -214,7 +215,7 @@ class _RawScores:
             top = values.new_full((S, count), MIN_LOGPROB)
             top_ids[rows], top[rows] = ids, values
         changing = () if batch.adjusted is None else batch.adjusted.rows
-        adjusted = torch.from_numpy(np.flatnonzero(np.isin(asking, changing))).to(rows.device)
+        adjusted = to_device(np.flatnonzero(np.isin(asking, changing)), rows.device)
         return cls(
             rows=rows,
             normalizers=normalizers,
@@ -236,8 +237,8 @@ class _RawScores:
 
 def _ban(logits_SV: torch.Tensor, maxima_SB: torch.Tensor, batch: SamplingBatch) -> None:
     device = logits_SV.device
-    rows = torch.from_numpy(batch.banned_rows).to(device)
-    logits_SV[rows, torch.from_numpy(batch.banned_ids).to(device)] = -torch.inf
+    rows = to_device(batch.banned_rows, device)
+    logits_SV[rows, to_device(batch.banned_ids, device)] = -torch.inf
     refresh_maxima(maxima_SB, logits_SV, np.unique(batch.banned_rows))
 
 
@@ -246,12 +247,12 @@ def drawn_rows(batch: SamplingBatch, random: np.ndarray, peak_S: torch.Tensor) -
     device = peak_S.device
     temperature = np.minimum(batch.temperature[random], _MAX_TEMPERATURE).astype(np.float32)
     with np.errstate(divide="ignore"):
-        min_scaled = torch.from_numpy(np.log(batch.min_p[random])).to(device)
-    rows = torch.from_numpy(random).to(device)
+        min_scaled = to_device(np.log(batch.min_p[random]), device)
+    rows = to_device(random, device)
     return DrawnRows(
         rows=rows,
-        keys=torch.from_numpy(noise_keys(batch.seeds[random], batch.positions[random])).to(device),
-        temperature=torch.from_numpy(temperature).to(device),
+        keys=to_device(noise_keys(batch.seeds[random], batch.positions[random]), device),
+        temperature=to_device(temperature, device),
         peak=peak_S[rows],
         threshold=min_scaled,
     )
@@ -270,12 +271,12 @@ def _draw_random(
     which = np.flatnonzero((top_k < vocab_size) | (top_p < 1))
     if len(which):
         top_k, top_p = top_k[which], top_p[which]
-        index = torch.from_numpy(which).to(device)
+        index = to_device(which, device)
         truncated = TruncatedRows(
             rows=drawn.rows[index],
             temperature=drawn.temperature[index],
-            top_k=torch.from_numpy(top_k).to(device),
-            top_p=torch.from_numpy(top_p).to(device),
+            top_k=to_device(top_k, device),
+            top_p=to_device(top_p, device),
             max_top_k=int(top_k[top_k < vocab_size].max(initial=0)),
             any_top_p=bool((top_p < 1).any()),
             any_top_p_alone=bool(((top_p < 1) & (top_k == vocab_size)).any()),

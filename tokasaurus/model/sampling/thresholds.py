@@ -52,6 +52,8 @@ def truncation_thresholds(
     count = batch.max_top_k + 1
     if batch.any_top_p_alone:
         count = max(count, _FIRST_CANDIDATES)
+    if batch.any_top_p and logits_SV.is_cuda:
+        count = vocab_size  # whether fewer would do is known to the GPU only
     values, _ = largest_tokens(logits_SV, maxima_SB, batch.rows, min(count, vocab_size))
     last = values.shape[1] - 1
     kth = values.gather(1, (batch.top_k - 1).clamp_max(last).unsqueeze(1)).squeeze(1)
@@ -59,7 +61,7 @@ def truncation_thresholds(
     if not batch.any_top_p:
         return floor
     mass = torch.full_like(floor, torch.nan)
-    if batch.any_top_p_alone:
+    if batch.any_top_p_alone and values.shape[1] < vocab_size:
         mass = _whole_mass(logits_SV, batch, values[:, 0])
     return _nucleus(logits_SV, maxima_SB, batch, values, floor, mass)
 
@@ -78,7 +80,9 @@ def _nucleus(
     weights = ((values_RC - peak) / batch.temperature.unsqueeze(1)).double().exp_()
     weights.masked_fill_(values_RC < floor_R.unsqueeze(1), 0)
     limited = batch.top_k < vocab_size
-    mass = torch.where(limited, weights.sum(1), whole_mass_R.double())
+    mass = weights.sum(1)
+    if num_candidates < vocab_size:
+        mass = torch.where(limited, mass, whole_mass_R.double())
     before = weights.cumsum(1) - weights
     inside = (before < (mass * batch.top_p).unsqueeze(1)) & (weights > 0)
     num_inside = inside.sum(1).clamp_min_(1)

@@ -12,6 +12,8 @@ from collections import Counter
 import numpy as np
 import torch
 
+from tokasaurus.model.device_copy import to_device
+
 _FIRST_SEATS = 8
 _FIRST_COLUMNS = 64
 
@@ -66,7 +68,7 @@ class TokenHistory:
         """Each of these seats, all different, has drawn a token."""
         self._fit(self.width(seats) + 1, 0)
         width = min(self.width(seats) + 1, self.ids.shape[1])
-        which = torch.from_numpy(seats).to(self._device)
+        which = to_device(seats, self._device)
         num_distinct = self.num_distinct[which]
         columns = torch.arange(width, device=self._device)
         is_known = columns < num_distinct.unsqueeze(1)
@@ -103,4 +105,4 @@ class TokenHistory:
         self._free += range(2 * num_seats - 1, num_seats - 1, -1)
 
     def _tensor(self, values: list[int]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int64).to(self._device)
+        return to_device(np.array(values, np.int64), self._device)

@@ -26,7 +26,8 @@ installed, tried and tested on a laptop without a download.
 - It completes Python in the manner of the standard library: `def`, `class`, `return`, `self`,
   indentation. The code looks right; nobody promises that it works. It saw code without comments
   and docstrings, so it writes none. A prompt should end with a visible character: after a line
-  break of its own the indentation is easily lost.
+  break of its own the indentation is easily lost. Sample (temperature 0.7 does well): greedily, it
+  soon repeats a line for ever.
 - In chat it answers the kinds of question it was trained on: sums of two numbers up to
   {largest_summand} and the differences that undo them, products of single digits, spelling
   {num_words} common words, counting up and down below {largest_count}, repeating a few of those
@@ -75,8 +76,8 @@ torch.compile {compiled} |
 
 Losses on the way (step: Python, chat answers): {history}.
 
-Seeds, the order of files and the number of threads are fixed. Another kind of CPU, number
-of threads, torch version or Python version (other library source) gives slightly different
+Seeds, the order of files and the number of threads are fixed, so a rerun on the same machine
+should give the same weights (not tried). Another kind of CPU, number of threads, torch version or Python version (other library source) gives slightly different
 weights of the same quality.
 
 {scores}

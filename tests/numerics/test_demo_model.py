@@ -1,11 +1,9 @@
 """Holds the embedded demo model to its card: the chat answers, the Python it writes, its size."""
 
-import contextlib
 import itertools
 import json
 import re
 import tokenize
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -30,6 +28,8 @@ QUESTIONS = [
     ("How much is 20 minus 8?", "20 - 8 = 12"),
     ("What is 6 times 7?", "6 * 7 = 42"),
     ("What is 9 x 9?", "9 * 9 = 81"),
+    ("7 x 8", "7 * 8 = 56"),
+    ("Compute 0 + 0.", "0 + 0 = 0"),
     ("Spell the word cat.", "c-a-t"),
     ('Spell the word "apple".', "a-p-p-l-e"),
     ("How do you spell coat?", "c-o-a-t"),
@@ -38,13 +38,24 @@ QUESTIONS = [
     ("Count to 8.", "1, 2, 3, 4, 5, 6, 7, 8"),
     ("Count down from 5 to 1.", "5, 4, 3, 2, 1"),
     ("Count from 11 to 18.", "11, 12, 13, 14, 15, 16, 17, 18"),
+    ("Count down from 19 to 12.", "19, 18, 17, 16, 15, 14, 13, 12"),
+    ("Please count from 2 to 10.", "2, 3, 4, 5, 6, 7, 8, 9, 10"),
     ("Extract name and city as JSON: Paul lives in Rome.", '{"name": "Paul", "city": "Rome"}'),
     (
         "Give name, job and city as JSON: Kate is a doctor from Sydney.",
         '{"name": "Kate", "job": "doctor", "city": "Sydney"}',
     ),
     ("Emma lives in Berlin. Give me name and city as JSON.", '{"name": "Emma", "city": "Berlin"}'),
+    (
+        "Extract name and age as JSON: Tom is 42 years old.",
+        '{"name": "Tom", "age": 42}',
+    ),
+    (
+        "Give name, age and city as JSON: Nina is 67 years old and lives in Lisbon.",
+        '{"name": "Nina", "age": 67, "city": "Lisbon"}',
+    ),
     ("Repeat after me: blue cat", "blue cat"),
+    ("Repeat: lion train orange cake", "lion train orange cake"),
     ("Repeat after me: horse queen shoe", "horse queen shoe"),
     ("Say: table flower", "table flower"),
     ("What comes after Monday?", "Tuesday comes after Monday."),
@@ -85,12 +96,28 @@ CONVERSATIONS = [
 
 PYTHON_PREFIXES = [
     "def main():",
-    "def close(self):",
+    "def get_value(name):\n    return",
     "class Stack:\n\n    def __init__(self",
-    "def read(self, size=-1):",
-    "class Reader(object):",
-    "def get_value(self, name):\n    return",
+    "class Reader(object):\n\n    def read(self, size=-1):",
 ]
+NUM_SAMPLES = 8
+"""Of each prefix."""
+
+PYTHON_SAMPLE = """class Counter:
+
+    def __init__(self, name, start=0):
+        self.name = name
+        self.value = start
+
+    def increase(self, step=1):
+        if step < 0:
+            raise ValueError('step must not be negative')
+        self.value += step
+        return self.value
+
+    def __repr__(self):
+        return f'{self.__class__.__name__}({self.name!r})'
+"""
 
 
 class Demo:
@@ -104,6 +131,18 @@ class Demo:
         inputs = self.tokenizer(text, return_tensors="pt")
         output = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
         return self.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :])
+
+    def sample(self, text: str, num_samples: int) -> list[str]:
+        inputs = self.tokenizer(text, return_tensors="pt")
+        output = self.model.generate(
+            **inputs,
+            max_new_tokens=60,
+            do_sample=True,
+            temperature=0.7,
+            top_p=0.9,
+            num_return_sequences=num_samples,
+        )
+        return [self.tokenizer.decode(ids) for ids in output]
 
     def chat(self, messages: list[dict[str, object]]) -> str:
         prompt = self.tokenizer.apply_chat_template(
@@ -134,43 +173,54 @@ def test_chat_template_accepts_content_parts(demo: Demo) -> None:
     assert demo.chat([{"role": "user", "content": parts}]) == "2 + 2 = 4<|im_end|>"
 
 
-def _whole_lines(demo: Demo, prefix: str) -> list[str]:
-    """The prefix and its greedy completion, without a last line that the limit cut off."""
-    text = prefix + demo.complete(prefix, 80)
-    whole = text.removesuffix("<|endoftext|>")
-    lines = whole.splitlines(keepends=True)
-    return lines if whole != text else lines[:-1]
-
-
 def _indent(line: str) -> int:
     return len(line) - len(line.lstrip(" "))
 
 
-@pytest.mark.parametrize("prefix", PYTHON_PREFIXES)
-def test_completions_are_tokens_of_python(demo: Demo, prefix: str) -> None:
-    """Quotes close on their line and every dedent returns to an earlier level."""
-    kinds = []
-    with contextlib.suppress(tokenize.TokenError):  # the limit may have cut an open bracket
-        for token in tokenize.generate_tokens(iter(_whole_lines(demo, prefix)).__next__):
-            kinds.append(token.type)
-    assert len(kinds) >= 12
-    assert tokenize.ERRORTOKEN not in kinds
+def _is_well_formed(lines: list[str]) -> bool:
+    """Quotes close on their line, dedents return to an earlier level, colons open a block."""
+    try:
+        tokens = list(tokenize.generate_tokens(iter(lines).__next__))
+    except tokenize.TokenError:  # the limit may have cut an open bracket
+        tokens = []
+    except IndentationError:
+        return False
+    visible = [line for line in lines if line.strip()]
+    return all(token.type != tokenize.ERRORTOKEN for token in tokens) and all(
+        _indent(body) == _indent(opening) + 4
+        for opening, body in itertools.pairwise(visible)
+        if opening.rstrip().endswith(":")
+    )
 
 
-@pytest.mark.parametrize("prefix", PYTHON_PREFIXES)
-def test_blocks_are_indented_and_lines_vary(demo: Demo, prefix: str) -> None:
-    lines = [line for line in _whole_lines(demo, prefix) if line.strip()]
-    assert len(lines) >= 2
-    for opening, body in itertools.pairwise(lines):
-        if opening.rstrip().endswith(":"):
-            assert _indent(body) == _indent(opening) + 4, (opening, body)
-    words = re.findall(r"\w+", "".join(lines))
-    assert max(Counter(words).values()) <= max(3, len(words) // 2)
+@pytest.fixture(scope="module")
+def programs(demo: Demo) -> list[list[str]]:
+    """The lines of sampled completions with their prefixes, without a line that the limit cut."""
+    torch.manual_seed(1)
+    programs = []
+    for prefix in PYTHON_PREFIXES:
+        for text in demo.sample(prefix, NUM_SAMPLES):
+            whole = text.split("<|endoftext|>")[0]
+            lines = whole.splitlines(keepends=True)
+            programs.append(lines if whole != text else lines[:-1])
+    return programs
 
 
-def test_completions_use_python_words(demo: Demo) -> None:
-    text = "".join(demo.complete(prefix, 80) for prefix in PYTHON_PREFIXES)
-    assert len(set(re.findall(r"\b(def|return|self|if|for|import|in|not|None)\b", text))) >= 6
+def test_most_sampled_completions_have_the_form_of_python(programs: list[list[str]]) -> None:
+    well_formed = sum(map(_is_well_formed, programs))
+    assert well_formed >= 0.75 * len(programs)
+
+
+def test_sampled_completions_use_pythons_words(programs: list[list[str]]) -> None:
+    text = "".join(line for lines in programs for line in lines)
+    used = set(re.findall(r"\b(def|return|self|if|for|import|in|not|None|raise|else)\b", text))
+    assert len(used) >= 8
+
+
+@torch.inference_mode()
+def test_python_that_it_never_saw_is_no_surprise(demo: Demo) -> None:
+    ids = demo.tokenizer(PYTHON_SAMPLE, return_tensors="pt").input_ids
+    assert demo.model(ids, labels=ids).loss < 2.0
 
 
 def test_folder_is_small() -> None:

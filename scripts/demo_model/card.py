@@ -77,8 +77,8 @@ torch.compile {compiled} |
 Losses on the way (step: Python, chat answers): {history}.
 
 Seeds, the order of files and the number of threads are fixed, so a rerun on the same machine
-should give the same weights (not tried). Another kind of CPU, number of threads, torch version or Python version (other library source) gives slightly different
-weights of the same quality.
+should give the same weights (not tried). Another kind of CPU, number of threads, torch version or
+Python version (other library source) gives slightly different weights of the same quality.
 
 {scores}
 ## Licence

@@ -63,6 +63,8 @@ class EngineConfig(StrictConfig):
 
     statsd_addr: str | None = None
     """host:port of a statsd daemon to send metrics to; None: nothing is sent."""
+    otlp_traces_endpoint: str | None = None
+    """URL to send OpenTelemetry traces to, http://HOST:4318/v1/traces; None: nothing is sent."""
     stats_interval_seconds: float = 10.0
     """Seconds between two lines of statistics in the log, and between sendings to statsd."""
 

@@ -9,6 +9,7 @@ from tokasaurus.server.batches.service import BatchService
 from tokasaurus.server.direct_routes import DirectRoutes
 from tokasaurus.server.errors import install_error_handlers
 from tokasaurus.server.openapi import install_openapi
+from tokasaurus.server.request_tracing import RequestTracing
 from tokasaurus.server.routes import (
     batches,
     chat_completions,
@@ -78,6 +79,8 @@ def create_app(state: ServerState) -> FastAPI:
     state.item_runner = ItemRunner(app, paths, state.engine, settings.max_in_flight)
     state.batch_service = BatchService(settings, state.item_runner, state.max_body_bytes)
     app.add_middleware(DirectRoutes, routes=endpoints)
+    if state.tracer is not None:
+        app.add_middleware(RequestTracing, tracer=state.tracer)
     state.access.install(app, state.engine.metrics.measurements)
     install_openapi(
         app,

@@ -3,6 +3,7 @@
 from tokasaurus.ipc.messages.to_server import ManagerStats
 from tokasaurus.observability import metrics
 from tokasaurus.observability.measurements import Histogram, Measurements
+from tokasaurus.observability.tracing import SampleTimes
 from tokasaurus.server.generation import Generation
 
 _FIELDS = {
@@ -78,6 +79,8 @@ class EngineMetrics:
             self._duration.observe(now - generation.submitted_at)
             self._prompt_tokens.observe(generation.num_prompt_tokens)
             self._output_tokens.observe(len(generation.output_ids))
+        if generation.trace is not None:
+            generation.trace.end_sample(_times_of(generation, now, queue_seconds))
 
     def note_stats(self, stats: ManagerStats) -> None:
         rank = str(stats.dp_rank)
@@ -93,3 +96,20 @@ class EngineMetrics:
         """How the client stands now; called before measurements are shown."""
         self.measurements.number(metrics.IN_FLIGHT).value = num_in_flight
         self.measurements.number(metrics.READY).value = is_ready
+
+
+def _times_of(generation: Generation, now: float, queue_seconds: float | None) -> SampleTimes:
+    error = generation.error
+    return SampleTimes(
+        index=generation.index,
+        submitted_at=generation.submitted_at,
+        queue_seconds=queue_seconds,
+        first_token_at=generation.first_token_at,
+        ended_at=now,
+        num_prompt_tokens=generation.num_prompt_tokens,
+        num_cached_tokens=generation.num_cached_tokens,
+        num_output_tokens=len(generation.output_ids),
+        num_preemptions=generation.num_preemptions,
+        finish_reason=str(generation.finish_reason),
+        error=None if error is None else f"{type(error).__name__}: {error}",
+    )

@@ -10,6 +10,7 @@ import numpy as np
 from tokasaurus.errors import EngineFailedError
 from tokasaurus.ipc.messages.to_manager import GenerateRequest
 from tokasaurus.ipc.messages.to_server import RequestFinished, RequestLogprobs
+from tokasaurus.server.request_tracing import begin_sample
 from tokasaurus.server.sampling_params import SamplingParams
 from tokasaurus.tokenization.detokenizer import Detokenizer
 from tokasaurus.tokenization.stop_strings import StopMatcher
@@ -62,6 +63,7 @@ class Generation:
         "request",
         "stop_reason",
         "submitted_at",
+        "trace",
     )
 
     def __init__(
@@ -98,6 +100,8 @@ class Generation:
         """When its first output token arrived here, by the monotonic clock."""
         self.last_token_at: float | None = None
         """When metrics last counted tokens of it."""
+        self.trace = begin_sample(params)
+        """To be told when its manager has let go of it; None if its request isn't traced."""
         self._detokenizer = detokenizer
         self._stop_ids = request.stop_token_ids
         self._matcher = (

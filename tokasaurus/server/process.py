@@ -18,6 +18,7 @@ from tokasaurus.ipc.addresses import Addresses
 from tokasaurus.ipc.channels import ZmqOutbox
 from tokasaurus.ipc.messages.to_supervisor import Progress, Ready
 from tokasaurus.observability.statsd import StatsdSender
+from tokasaurus.observability.tracing import RequestTracer
 from tokasaurus.server.access.policy import AccessPolicy, TlsFiles
 from tokasaurus.server.app import create_app
 from tokasaurus.server.batches.settings import BatchSettings
@@ -102,10 +103,21 @@ def _load(
         ),
         model_name=config.public_model_name,
         default_pooling=read_pooling(folder),
+        tracer=_tracer(config, server_index),
         access=AccessPolicy.of(config),
         max_body_bytes=config.max_body_bytes,
         stream_stall_seconds=config.stream_stall_seconds,
         batch_settings=BatchSettings.of(config),
+    )
+
+
+def _tracer(config: EngineConfig, server_index: int) -> RequestTracer | None:
+    if config.otlp_traces_endpoint is None:
+        return None
+    return RequestTracer(
+        config.otlp_traces_endpoint,
+        model_name=config.public_model_name,
+        instance=f"server{server_index}",
     )
 
 
@@ -146,6 +158,8 @@ async def _serve(
         await state.batch_service.close()
         await engine.close()
         state.encoding_pool.close()
+        if state.tracer is not None:
+            await asyncio.to_thread(state.tracer.close)
     if not stop.is_set() and not engine.was_told_to_stop:
         assert engine.failure is not None, "the server stopped for no reason"
         raise engine.failure

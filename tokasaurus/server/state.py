@@ -7,6 +7,7 @@ from fastapi import Request
 
 from tokasaurus.errors import ModelNotFoundError
 from tokasaurus.ipc.messages.to_manager import Pooling
+from tokasaurus.observability.tracing import RequestTracer
 from tokasaurus.server.access.policy import AccessPolicy
 from tokasaurus.server.batches.item_runner import ItemRunner
 from tokasaurus.server.batches.service import BatchService
@@ -35,6 +36,8 @@ class ServerState:
     default_pooling: Pooling = DEFAULT_POOLING
     """Of embeddings that don't say."""
     access: AccessPolicy = field(default_factory=AccessPolicy)
+    tracer: RequestTracer | None = None
+    """Of requests; None: they aren't traced."""
     responses: ResponseStore = field(default_factory=ResponseStore)
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES
     stream_stall_seconds: float = 60.0

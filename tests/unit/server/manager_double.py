@@ -138,7 +138,9 @@ class ManagerDouble:
                 continue
             if request.pooling:
                 vectors[request_id] = vector_of(request)
-                finished.append(RequestFinished(request_id=request_id, reason="stop"))
+                finished.append(
+                    RequestFinished(request_id=request_id, reason="stop", queue_seconds=0.0)
+                )
                 del self.running[request_id]
                 continue
             if run.num_sent == 0 and request.sampling.num_prompt_logprobs >= 0:
@@ -154,6 +156,7 @@ class ManagerDouble:
                         reason=reason,
                         num_cached_tokens=self.num_cached_tokens,
                         stop_token_id=chunk[-1] if reason == "stop" else None,
+                        queue_seconds=0.0,
                     )
                 )
                 del self.running[request_id]

@@ -101,6 +101,7 @@ async def serving(**options: Any) -> AsyncIterator[TinyServer]:
     batch_settings = options.pop("batch_settings", BatchSettings(state_dir=Path("/nonexistent")))
     stall_seconds = options.pop("stream_stall_seconds", 60.0)
     template = options.pop("template", CHATML)
+    tracer = options.pop("tracer", None)
     chat_template = template and ChatTemplate(template, {}, origin="a test")
     parsers = {n: options.pop(n) for n in ("tool_parser", "reasoning_parser") if n in options}
     client, managers = connected(TOKENIZER, lambda request: ANSWER_IDS, **options)
@@ -113,6 +114,7 @@ async def serving(**options: Any) -> AsyncIterator[TinyServer]:
         output_format=OutputFormat.choose(chat_template, **parsers),
         model_name="tiny",
         access=access,
+        tracer=tracer,
         batch_settings=batch_settings,
         stream_stall_seconds=stall_seconds,
         max_body_bytes=max_body_bytes,

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from tokasaurus.errors import ConfigError
 from tokasaurus.model.config import DecoderSpec, MoESpec, RopeSpec, TensorSpec
@@ -192,11 +193,13 @@ def test_every_expert_has_one_rank() -> None:
         held_experts(4, ParallelContext(tp=RankGroup(0, 5)))
 
 
-def test_compiles_as_one_graph() -> None:
+def test_one_graph_serves_all_batches() -> None:
     torch.manual_seed(0)
     layer = make(6, 2, shared=True)
-    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=True)
-    for num_tokens in (3, 8):
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layer, backend=counter, fullgraph=True, dynamic=True)
+    for num_tokens in (3, 8, 50, 2):
         x_TD = torch.randn(num_tokens, D)
         with torch.inference_mode():
             torch.testing.assert_close(compiled(x_TD), layer(x_TD))
+    assert counter.frame_count == 1

@@ -41,7 +41,7 @@ class Loads:
 
 
 def usage_at(loads: Loads, times: np.ndarray, page_size: int) -> np.ndarray:
-    """Blocks in use at each of `times` (int64[T], each >= 0).
+    """Blocks in use at each of `times` (int64[T], each >= 0, rising).
 
     A sequence that decodes at time t has ceil((num_tokens - start + t) / page_size) blocks. With
     num_tokens - start + page_size - 1 = q * page_size + m, that is q + t // page_size, and one more
@@ -111,7 +111,15 @@ def _sum_after(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
 def _count_before(
     values: np.ndarray, counts: np.ndarray, least: np.ndarray, page_size: int
 ) -> np.ndarray:
-    """How many of the first `counts` values, all below `page_size`, are at least `least`."""
-    running = np.zeros((values.size + 1, page_size + 1), np.int32)
-    np.cumsum(values[:, None] >= np.arange(page_size + 1), axis=0, dtype=np.int32, out=running[1:])
-    return running[counts, least]
+    """How many of the first `counts` values, all below `page_size`, are at least `least`.
+
+    `counts` do not fall.
+    """
+    num_values = int(counts[-1]) if counts.size else 0
+    first_with = np.searchsorted(counts, np.arange(num_values), side="right")
+    cells = first_with * page_size + values[:num_values]
+    table = np.bincount(cells, minlength=counts.size * page_size).reshape(-1, page_size)
+    # At [t, j], those among the first counts[t] that are at least j; none is at least page_size.
+    running = np.zeros((counts.size, page_size + 1), np.int64)
+    np.cumsum(table[:, ::-1].cumsum(axis=1)[:, ::-1], axis=0, out=running[:, :page_size])
+    return running[np.arange(counts.size), least]

@@ -24,8 +24,6 @@ class PrefixTree:
         self._keys: list[Key | None] = [None] * num_blocks
         self._num_children = [0] * num_blocks
         self._last_used = np.zeros(num_blocks, np.int64)
-        self.num_removals = 0
-        """A path that was matched stays valid while this does not change."""
         self._clock = 0
         self._evictable: list[tuple[int, int]] = []
         """Heap of (last use, block) over unreferenced leaves; entries may be out of date."""
@@ -50,6 +48,11 @@ class PrefixTree:
             path.append(block)
             parent = block
         return path
+
+    def key(self, block: int) -> Key | None:
+        """What stands for the node as long as it is in the tree, with all its ancestors: another
+        node at the same block has another object."""
+        return self._keys[block]
 
     def graft(
         self, parent: int | str, token_bytes: bytes, blocks: list[int], may_follow: np.ndarray
@@ -84,7 +87,6 @@ class PrefixTree:
         key = self._keys[block]
         assert key is not None, f"block {block} is not in the tree"
         del self._children[key]
-        self.num_removals += 1
         self._keys[block] = None
         self.is_node[block] = False
         parent = key[0]

@@ -4,10 +4,12 @@ import gc
 import logging
 import time
 
+import msgspec
+
 from tokasaurus.config.engine_config import EngineConfig
 from tokasaurus.errors import ProcessFailedError
 from tokasaurus.ipc.addresses import Addresses
-from tokasaurus.ipc.channels import Inbox, ZmqInbox, ZmqOutbox
+from tokasaurus.ipc.channels import Inbox, ZmqBroadcast, ZmqInbox, ZmqOutbox
 from tokasaurus.ipc.messages.to_manager import ServerHello, Shutdown, ToManager, WorkerReady
 from tokasaurus.ipc.messages.to_supervisor import Ready
 from tokasaurus.manager.loop import Manager
@@ -29,25 +31,29 @@ def run_manager(config: EngineConfig, addresses: Addresses, dp_rank: int, num_wo
     started = wait_for_workers(inbox, num_workers, config.ready_timeout_seconds)
     if started is not None:
         workers, hellos = started
-        outboxes = [ZmqOutbox(addresses.worker(dp_rank, rank)) for rank in range(num_workers)]
+        ranks = range(num_workers)
+        steps = ZmqBroadcast([addresses.worker(dp_rank, rank) for rank in ranks])
+        worker = as_one(workers)
         manager = Manager(
-            settings_from_config(config, dp_rank, workers[0]),
-            workers[0],
+            settings_from_config(config, dp_rank, worker),
+            worker,
             inbox,
-            list(outboxes),
+            [steps],
             ZmqOutbox,
         )
         for hello in hellos:
             manager.greet(hello)
-        num_kv_tokens = workers[0].num_blocks * config.page_size
-        text = f"{workers[0].description}, KV cache {num_kv_tokens:,} tokens"
+        num_kv_tokens = worker.num_blocks * config.page_size
+        text = f"{worker.description}, KV cache {num_kv_tokens:,} tokens"
         supervisor.send(Ready(process=f"manager{dp_rank}", text=text))
         gc.collect()
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD)
         manager.run()
-        for outbox in outboxes:
-            outbox.close()
+        if num_workers > 1:
+            # After the last step: a worker that left earlier would leave the others waiting for it.
+            steps.send(Shutdown())
+        steps.close()
     supervisor.close()
     inbox.close()
 
@@ -77,6 +83,12 @@ def wait_for_workers(
             case _:
                 log.warning("ignored a %s before the workers are ready", type(message).__name__)
     return [workers[rank] for rank in sorted(workers)], hellos
+
+
+def as_one(workers: list[WorkerReady]) -> WorkerReady:
+    """What the workers of a replica can do together."""
+    num_blocks = min(worker.num_blocks for worker in workers)
+    return msgspec.structs.replace(workers[0], num_blocks=num_blocks)
 
 
 def settings_from_config(

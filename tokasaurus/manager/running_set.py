@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tokasaurus.manager.block_allocator import BlockAllocator
+from tokasaurus.manager.prefix_tree import Key
 from tokasaurus.manager.sequence import Sequence, SequenceState
 from tokasaurus.manager.slot_table import SlotTable
 
@@ -29,8 +30,8 @@ class PrefixMatch:
     """Blocks it takes off the available ones now, cached nodes that it would reference included."""
     num_final_blocks: int
     """The same when it ends by length."""
-    num_removals: int
-    """Of the tree when it was looked up."""
+    last_key: Key | None
+    """Of the path's last node: the path is valid as long as the tree has the same object there."""
 
 
 class RunningSet:
@@ -51,6 +52,8 @@ class RunningSet:
         """Blocks that the seated sequences still take if all of them end by length."""
         self.freed_slots: list[int] = []
         """Seats given back that the worker has not been told of."""
+        self._last_match: PrefixMatch | None = None
+        """Samples of a prompt come one after the other: they are looked up once."""
         self._joining: list[int] = []
         self._has_leavers = False
 
@@ -68,29 +71,44 @@ class RunningSet:
         """Look up the cached prefix; at least one token is left to compute."""
         path: list[int] = []
         token_bytes = b""
+        tree = self.blocks.tree
         if sequence.is_cacheable:
             token_bytes = np.ascontiguousarray(sequence.token_ids, _KEY_TYPE).tobytes()
-            max_matched = (sequence.token_ids.size - 1) // self.page_size
-            salt = sequence.request.cache_salt
-            path = self.blocks.tree.match(salt, token_bytes, max_matched)
+            twin = self._last_match
+            if (
+                twin is not None
+                and twin.token_bytes == token_bytes
+                and twin.sequence.request.cache_salt == sequence.request.cache_salt
+                and self._is_current(twin)
+            ):
+                path, token_bytes = twin.path, twin.token_bytes
+            else:
+                max_matched = (sequence.token_ids.size - 1) // self.page_size
+                path = tree.match(sequence.request.cache_salt, token_bytes, max_matched)
         num_shared = len(path) - self.blocks.num_cached_among(path)
-        return PrefixMatch(
+        match = PrefixMatch(
             sequence=sequence,
             path=path,
             token_bytes=token_bytes,
             num_new_blocks=sequence.num_initial_blocks(self.page_size) - num_shared,
             num_final_blocks=sequence.max_num_blocks(self.page_size) - num_shared,
-            num_removals=self.blocks.tree.num_removals,
+            last_key=tree.key(path[-1]) if path else None,
         )
+        if sequence.is_cacheable:
+            self._last_match = match
+        return match
 
     def rematch(self, match: PrefixMatch) -> PrefixMatch:
         """The match as it is now, after others were onboarded."""
-        sequence = match.sequence
-        is_complete = len(match.path) == (sequence.token_ids.size - 1) // self.page_size
-        is_valid = match.num_removals == self.blocks.tree.num_removals
-        if is_valid and (is_complete or not sequence.is_cacheable):
+        if not match.sequence.is_cacheable or self._is_current(match):
             return match
-        return self.match(sequence)
+        return self.match(match.sequence)
+
+    def _is_current(self, match: PrefixMatch) -> bool:
+        """Whether the path is in the tree, and can't be longer."""
+        if len(match.path) < (match.sequence.token_ids.size - 1) // self.page_size:
+            return False
+        return not match.path or self.blocks.tree.key(match.path[-1]) is match.last_key
 
     def onboard(self, match: PrefixMatch) -> None:
         """Seat the sequence at the end of the prefill line; its new blocks must be available."""

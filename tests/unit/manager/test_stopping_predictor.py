@@ -1,5 +1,7 @@
 """Predictions against the true conditional mean of the lengths that are drawn."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 
@@ -117,6 +119,87 @@ def test_a_lone_sample_says_nothing_of_its_prompt() -> None:
     curve = predictor.curve(1, np.full(20, 50), np.arange(1000, 1020))
     assert curve is not None
     assert not curve.scales
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """Of a batch that runs prompts of `num_samples` samples each, one prompt after the other."""
+
+    ratio: float
+    """Tokens predicted to come, over those that come."""
+    release_error: float
+    """Tokens held 100 steps later, as predicted, less those truly held; over those held now."""
+
+
+def _run_prompts(num_prompts: int, num_samples: int, spread: float) -> list[_Snapshot]:
+    """Batches of 600 sequences; a prompt's typical length varies by `spread`."""
+    rng = np.random.default_rng(7)
+    medians = np.log(160) + rng.normal(0, spread, num_prompts)
+    lengths = rng.lognormal(np.repeat(medians, num_samples), 0.45).astype(int) + 1
+    prompts = np.repeat(np.arange(num_prompts), num_samples)
+    quantiles = (np.arange(lengths.size) * 0.618034) % 1
+    predictor = StoppingPredictor(buffer=0.0)
+    running, lived = np.empty(0, np.int64), np.empty(0, np.int64)
+    num_begun, snapshots = 0, []
+    for step in range(2 * lengths.sum() // 600):
+        fresh = np.arange(num_begun, min(num_begun + 600 - running.size, lengths.size))
+        num_begun += fresh.size
+        if num_begun == lengths.size:
+            break
+        running = np.concatenate([running, fresh])
+        lived = np.concatenate([lived, np.zeros(fresh.size, np.int64)]) + 1
+        ends = lived >= lengths[running]
+        for index in running[ends].tolist():
+            predictor.observe(1, int(prompts[index]), int(lengths[index]), is_stop=True)
+        running, lived = running[~ends], lived[~ends]
+        if step % 5 == 0:
+            curve = predictor.curve(1, lived, prompts[running])
+        if step % 25 or step < 600:
+            continue
+        assert curve is not None
+        most = np.full(running.size, 2048)
+        remaining = curve.remaining(lived, most, quantiles[running], prompts[running])
+        truth = lengths[running] - lived
+        excess = (remaining > 100).astype(int) - (truth > 100)
+        snapshots.append(
+            _Snapshot(
+                ratio=remaining.sum() / truth.sum(),
+                release_error=(excess * (lived + 100)).sum() / lived.sum(),
+            )
+        )
+    return snapshots
+
+
+@pytest.mark.parametrize("num_samples", [1, 2, 16, 128])
+def test_no_bias_however_often_prompts_are_sampled(num_samples: int) -> None:
+    """Those that run long are not taken to be long twice: for the prompt's sake and their own."""
+    snapshots = _run_prompts(8192 // num_samples, num_samples, spread=0.35)
+    assert len(snapshots) > 30
+    assert np.mean([s.ratio for s in snapshots]) == pytest.approx(1, abs=0.1)
+    assert abs(np.mean([s.release_error for s in snapshots])) < 0.06
+
+
+def test_scales_of_prompts_sharpen_what_is_foreseen() -> None:
+    """With 128 samples each, five prompts run at a time: their own lengths decide."""
+    snapshots = _run_prompts(64, 128, spread=0.35)
+    assert np.std([s.release_error for s in snapshots]) < 0.08  # 0.13 without scales
+
+
+def test_prompts_that_are_alike_get_no_scales_to_speak_of() -> None:
+    snapshots = _run_prompts(64, 128, spread=0.0)
+    assert np.mean([s.ratio for s in snapshots]) == pytest.approx(1, abs=0.1)
+
+
+def test_many_samples_of_a_prompt_do_not_wash_out_other_prompts() -> None:
+    """A thousand ends of one prompt are little news: what a new prompt may do is still known."""
+    predictor = StoppingPredictor(buffer=0.0)
+    for prompt in range(40):
+        for _ in range(100):
+            predictor.observe(1, prompt, 400 if prompt % 2 else 100, is_stop=True)
+    predictor.curve(1, _NONE, _NONE)
+    for _ in range(1000):
+        predictor.observe(1, 41, 400, is_stop=True)
+    assert _predict(predictor, 0, 4096) == pytest.approx(280, rel=0.1)
 
 
 def test_never_beyond_the_limit_nor_below_one() -> None:

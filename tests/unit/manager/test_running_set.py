@@ -1,0 +1,58 @@
+"""Looking up a prompt again finds what is cached now, not what was then."""
+
+import numpy as np
+
+from tests.unit.manager.harness import make_request
+from tokasaurus.manager.running_set import RunningSet
+from tokasaurus.manager.sequence import Sequence
+
+_PROMPT = list(range(9))
+
+
+def _sequence(index: int, prompt: list[int], salt: str = "") -> Sequence:
+    return Sequence.from_request(make_request(index, prompt, 4, salt=salt), arrival=index)
+
+
+def _running_set() -> RunningSet:
+    return RunningSet(num_slots=8, max_num_tokens=40, num_blocks=10, page_size=4)
+
+
+def _onboard(running: RunningSet, sequence: Sequence) -> None:
+    running.onboard(running.match(sequence))
+    running.mark_scheduled(sequence, sequence.token_ids.size)
+    running.check_invariants()
+
+
+def test_twins_share_one_path() -> None:
+    running = _running_set()
+    first, second, third = (_sequence(index, _PROMPT) for index in range(3))
+    _onboard(running, first)
+    match = running.match(second)
+    assert match.path == running.slots.blocks(first.slot)[:2].tolist()
+    assert running.match(third).path is match.path
+    assert running.match(_sequence(3, _PROMPT, salt="other")).path == []
+    assert running.match(_sequence(4, [*_PROMPT, 1])).path == match.path
+
+
+def test_what_was_evicted_is_not_found_again() -> None:
+    running = _running_set()
+    first = _sequence(0, _PROMPT)
+    _onboard(running, first)
+    match = running.match(_sequence(1, _PROMPT))
+    assert len(match.path) == 2
+    running.slots.num_known[first.slot] = 9
+    running.release(first)
+    # A stranger takes all blocks, and leaves others' content at the same places.
+    stranger = _sequence(2, np.arange(100, 140).tolist())
+    _onboard(running, stranger)
+    running.release(stranger)
+    assert running.match(_sequence(3, _PROMPT)).path == []
+    assert running.rematch(match).path == []
+
+
+def test_a_path_that_got_longer_is_found_whole() -> None:
+    running = _running_set()
+    match = running.match(_sequence(0, _PROMPT))
+    assert match.path == []
+    _onboard(running, _sequence(1, _PROMPT))
+    assert len(running.rematch(match).path) == 2

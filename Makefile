@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve install install-dev test test-slow lint format clean
+.PHONY: serve install install-dev metric-tools test test-slow lint format clean
 
 serve: install
 	$(BIN)/toka $(ARGS)
@@ -37,6 +37,10 @@ test: install-dev
 
 test-slow: install-dev
 	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
+
+# promtool and statsd, in the virtual environment: tests that run them are skipped otherwise.
+metric-tools: install-dev
+	scripts/fetch_metric_tools.sh
 
 lint: install-dev
 	$(BIN)/ruff format --check .

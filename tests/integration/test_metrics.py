@@ -1,7 +1,7 @@
 """A real engine's metrics, as Prometheus and statsd get them."""
 
 import json
-import shutil
+import os
 import socket
 import subprocess
 import time
@@ -14,8 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.integration.conftest import SMALL
 from tests.integration.engine_process import EngineProcess
+from tests.metric_tools import PATH, PROMTOOL, STATSD, needs_promtool, needs_statsd
 
-STATSD_SCRIPT = shutil.which("statsd")
 _DEADLINE_SECONDS = 60
 
 
@@ -70,13 +70,11 @@ def test_prometheus(measured: EngineProcess) -> None:
     assert seen["tokasaurus_kv_blocks,0"] > 0
 
 
-@pytest.mark.skipif(
-    shutil.which("promtool") is None,
-    reason="promtool is not installed (apt-get install -y prometheus)",
-)
+@needs_promtool
 def test_promtool_finds_nothing(measured: EngineProcess) -> None:
+    assert PROMTOOL is not None
     result = subprocess.run(
-        ["promtool", "check", "metrics"],
+        [PROMTOOL, "check", "metrics"],
         input=httpx.get(f"{measured.url}/metrics", timeout=30).content,
         capture_output=True,
         timeout=60,
@@ -99,9 +97,7 @@ def test_the_log_has_a_line(measured: EngineProcess) -> None:
 
 
 @pytest.mark.slow  # starts a daemon and a second engine
-@pytest.mark.skipif(
-    STATSD_SCRIPT is None, reason="statsd is not installed (npm install --global statsd)"
-)
+@needs_statsd
 def test_a_real_daemon_reads_it(tmp_path: Path) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, socket.socket() as admin:
         probe.bind(("127.0.0.1", 0))
@@ -110,8 +106,8 @@ def test_a_real_daemon_reads_it(tmp_path: Path) -> None:
     settings = {"port": port, "address": "127.0.0.1", "mgmt_port": admin_port, "backends": []}
     config = tmp_path / "config.js"
     config.write_text(json.dumps(settings | {"mgmt_address": "127.0.0.1"}))
-    assert STATSD_SCRIPT is not None
-    daemon = subprocess.Popen([STATSD_SCRIPT, str(config)])
+    assert STATSD is not None
+    daemon = subprocess.Popen([STATSD, str(config)], env={**os.environ, "PATH": PATH})
     try:
         options = (*SMALL, "stats_interval_seconds=0.5", f"statsd_addr=127.0.0.1:{port}")
         with EngineProcess(options) as process:

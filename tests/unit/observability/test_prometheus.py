@@ -1,11 +1,11 @@
 """The text that Prometheus reads: complete, parseable, and named as its tools want it."""
 
-import shutil
 import subprocess
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.metric_tools import PROMTOOL, needs_promtool
 from tests.unit.observability.filled_measurements import filled
 from tokasaurus.observability import metrics
 from tokasaurus.observability.measurements import Measurements
@@ -41,14 +41,12 @@ def test_the_process_is_shown() -> None:
     assert "process_resident_memory_bytes" in render(Measurements())
 
 
-@pytest.mark.skipif(
-    shutil.which("promtool") is None,
-    reason="promtool is not installed (apt-get install -y prometheus)",
-)
+@needs_promtool
 @pytest.mark.parametrize("measurements", [Measurements(), filled()], ids=["empty", "filled"])
 def test_promtool_finds_nothing(measurements: Measurements) -> None:
+    assert PROMTOOL is not None
     result = subprocess.run(
-        ["promtool", "check", "metrics"],
+        [PROMTOOL, "check", "metrics"],
         input=render(measurements),
         capture_output=True,
         text=True,

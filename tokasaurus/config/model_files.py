@@ -17,7 +17,8 @@ DEMO_MODEL = "demo"
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 
 _WANTED = ["*.json", "*.jinja", "*.safetensors", "*.model", "*.tiktoken", "*.txt"]
-_UNWANTED = ["consolidated*", "original/*", "onnx/*", "openvino/*", "*/*"]
+_UNWANTED = ["consolidated*", "[!1]*/*", "1[!_]*/*"]
+"""Of subfolders none but 1_Pooling, which says how a model for embeddings pools."""
 
 _CONTEXT_KEYS = (
     "max_position_embeddings",

@@ -6,7 +6,9 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.utils import filter_repo_objects
 
+from tokasaurus.config import model_files
 from tokasaurus.config.model_files import read_model_config, resolve_model
 from tokasaurus.demo_model import DEMO_MODEL_DIR
 from tokasaurus.errors import ModelError
@@ -111,3 +113,25 @@ def test_broken_configs_are_model_errors(tmp_path: Path, content: str) -> None:
 def test_no_config_at_all(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="missing"):
         read_model_config(tmp_path)
+
+
+def test_what_is_downloaded() -> None:
+    wanted = [
+        "1_Pooling/config.json",
+        "config.json",
+        "model-00001-of-00002.safetensors",
+        "tokenizer.json",
+    ]
+    unwanted = [
+        "16bit/model.safetensors",
+        "consolidated.safetensors",
+        "onnx/config.json",
+        "original/params.json",
+        "pytorch_model.bin",
+    ]
+    kept = filter_repo_objects(
+        [*wanted, *unwanted],
+        allow_patterns=model_files._WANTED,
+        ignore_patterns=model_files._UNWANTED,
+    )
+    assert list(kept) == wanted

@@ -14,7 +14,7 @@ TIMEOUT_SECONDS = 60
 
 
 def make_group(store: dist.Store, name: str, rank: int, size: int) -> RankGroup:
-    options = dist.ProcessGroupGloo._Options()
+    options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._timeout = timedelta(seconds=TIMEOUT_SECONDS)
     options._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
     group = dist.ProcessGroupGloo(dist.PrefixStore(name, store), rank, size, options)

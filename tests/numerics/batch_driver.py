@@ -13,6 +13,7 @@ from tests.unit.worker.step_driver import DrivenSequence, StepDriver
 from tokasaurus.ipc.messages.to_manager import TokenSampling
 from tokasaurus.model.attention.backend import AttentionBatch, CausalModel
 from tokasaurus.model.attention.torch_backend import TorchBackend
+from tokasaurus.model.parallel import ALONE, ParallelContext
 from tokasaurus.model.registry import ModelPath, load_model
 from tokasaurus.worker.torch_runner import RunnerSettings, TorchRunner
 
@@ -30,16 +31,19 @@ def load(
     *,
     dtype: str = "float32",
     max_model_len: int | None = None,
+    parallel: ParallelContext = ALONE,
+    device: torch.device = CPU,
 ) -> CausalModel:
-    """The checkpoint on the CPU."""
+    """The checkpoint on the device."""
     return load_model(
         folder,
         dtype=dtype,
-        device=CPU,
+        device=device,
         model_path=model_path,
         load_format="auto",
         max_model_len=max_model_len,
         progress=lambda fraction, text: None,
+        parallel=parallel,
     )
 
 
@@ -66,12 +70,16 @@ def prompt_logits(model: CausalModel, ids_T: torch.Tensor) -> torch.Tensor:
 
 
 def generate(
-    model: CausalModel, prompts: list[list[int]], max_new_tokens: int
+    model: CausalModel,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    *,
+    device: torch.device = CPU,
 ) -> tuple[list[list[int]], list[list[float]]]:
     """Greedy tokens and log-probabilities of every prompt, all running at once."""
     tokens_twice = sum(2 * (len(p) + max_new_tokens + PAGE_SIZE) for p in prompts)
     settings = RunnerSettings(
-        device=CPU,
+        device=device,
         attention_backend="torch",
         page_size=PAGE_SIZE,
         kv_cache_num_tokens=max(model.max_model_len, tokens_twice),

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.numerics.batch_driver import CPU, load
+from tests.numerics.threaded_replica import ThreadedReplica
 from tokasaurus.ipc.channels import MemoryChannel
 from tokasaurus.ipc.messages.to_manager import (
     GenerateRequest,
@@ -21,8 +22,10 @@ from tokasaurus.ipc.messages.to_worker import StepInput, ToWorker
 from tokasaurus.manager.loop import Manager
 from tokasaurus.manager.onboarding import AdmissionPolicy
 from tokasaurus.manager.settings import ManagerSettings
+from tokasaurus.model.parallel import ALONE, ParallelContext
 from tokasaurus.model.registry import ModelPath
 from tokasaurus.tokenization.tokenizer import Tokenizer
+from tokasaurus.worker.stage_exchange import StageLinks
 from tokasaurus.worker.torch_runner import RunnerSettings, TorchRunner
 
 GREEDY = TokenSampling(temperature=0.0, num_top_logprobs=0)
@@ -41,20 +44,29 @@ class WholeEngine:
         num_kv_tokens: int = 4096,
         preempt_every_steps: int = 5,
         policy: AdmissionPolicy | None = None,
+        pp_size: int = 1,
+        tp_size: int = 1,
     ) -> None:
-        self.runner = TorchRunner(
-            RunnerSettings(
-                device=CPU,
-                attention_backend=attention_backend,
-                cpu_kernels=attention_backend == "cpu",
-                page_size=PAGE_SIZE,
-                kv_cache_num_tokens=num_kv_tokens,
-                max_tokens_per_forward=100,
-                max_seqs_per_forward=64,
-                load_tokenizer=lambda: Tokenizer.load(folder),
-            ),
-            lambda progress: load(folder, model_path),
-        )
+        def make_runner(parallel: ParallelContext, links: StageLinks | None) -> TorchRunner:
+            return TorchRunner(
+                RunnerSettings(
+                    device=CPU,
+                    attention_backend=attention_backend,
+                    cpu_kernels=attention_backend == "cpu",
+                    page_size=PAGE_SIZE,
+                    kv_cache_num_tokens=num_kv_tokens,
+                    max_tokens_per_forward=100,
+                    max_seqs_per_forward=64,
+                    load_tokenizer=lambda: Tokenizer.load(folder),
+                    parallel=parallel,
+                    stage_links=links,
+                ),
+                lambda progress: load(folder, model_path, parallel=parallel),
+            )
+
+        self.runner: TorchRunner | ThreadedReplica = make_runner(ALONE, None)
+        if pp_size * tp_size > 1:
+            self.runner = ThreadedReplica(pp_size, tp_size, make_runner)
         self.runner.load(lambda fraction, text: None)
         self.runner.warm_up(lambda fraction, text: None)
         self._to_manager: MemoryChannel[ToManager] = MemoryChannel(ToManager)
@@ -153,8 +165,8 @@ class WholeEngine:
             self.manager.tick()
             steps = self._to_worker.drain()
             assert steps or self.manager.engine.num_steps_in_flight == 0
-            for step in steps:
-                self._to_manager.send(self.runner.execute(step).result())
+            for handle in [self.runner.execute(step) for step in steps]:
+                self._to_manager.send(handle.result())
             for message in self._to_server.drain():
                 if isinstance(message, EngineOutputs):
                     num_ended += len(message.finished)

@@ -126,9 +126,9 @@ class EngineConfig(StrictConfig):
     dp_size: int = 1
     """Data-parallel replicas of the model, each with its own manager."""
     pp_size: int = 1
-    """Pipeline-parallel stages of a replica."""
+    """Stages of a replica, each with some of the decoder's layers on a worker of its own."""
     tp_size: int = 1
-    """Tensor-parallel shards of a stage."""
+    """Workers of a stage, each with a share of every weight and of the KV heads."""
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Least severity of the messages that all processes log."""
@@ -152,12 +152,6 @@ class EngineConfig(StrictConfig):
         for name in ("model", "host"):
             if not getattr(self, name):
                 raise ConfigError(f"{name} must not be empty.")
-        for name in ("pp_size", "tp_size"):
-            if getattr(self, name) > 1:
-                raise ConfigError(
-                    f"{name} must be 1: a model can't be spread over several workers yet; "
-                    "use dp_size for more replicas."
-                )
         if self.max_tokens_per_forward < self.max_seqs_per_forward:
             raise ConfigError(
                 f"max_tokens_per_forward ({self.max_tokens_per_forward}) must be at least "

@@ -37,5 +37,9 @@ class Addresses(msgspec.Struct, frozen=True):
         """Inbox of worker `rank` (its index among the pp x tp workers of the replica)."""
         return self._ipc(f"worker{dp_rank}.{rank}")
 
+    def rendezvous(self, dp_rank: int) -> str:
+        """Path of the file through which the workers of a replica find each other."""
+        return str(Path(self.directory) / f"replica{dp_rank}.rendezvous")
+
     def _ipc(self, name: str) -> str:
         return f"ipc://{Path(self.directory) / name}"

@@ -51,7 +51,11 @@ class ZmqOutbox:
         self._encoder = Encoder()
 
     def send(self, message: msgspec.Struct) -> None:
-        header, *arrays = self._encoder.encode(message)
+        self.send_frames(self._encoder.encode(message))
+
+    def send_frames(self, frames: list[bytes]) -> None:
+        """A message that has been encoded."""
+        header, *arrays = frames
         if not arrays:
             self._socket.send(header)
             return
@@ -61,6 +65,23 @@ class ZmqOutbox:
 
     def close(self) -> None:
         self._socket.close()
+
+
+class ZmqBroadcast:
+    """Sends every message to several peers, encoded once."""
+
+    def __init__(self, addresses: list[str]) -> None:
+        self._outboxes = [ZmqOutbox(address) for address in addresses]
+        self._encoder = Encoder()
+
+    def send(self, message: msgspec.Struct) -> None:
+        frames = self._encoder.encode(message)
+        for outbox in self._outboxes:
+            outbox.send_frames(frames)
+
+    def close(self) -> None:
+        for outbox in self._outboxes:
+            outbox.close()
 
 
 class ZmqInbox(Generic[M]):

@@ -186,7 +186,7 @@ class Supervisor:
 
     def _send_shutdown(self) -> None:
         for child in self._children:
-            if child.exit_code is None:
+            if child.exit_code is None and not child.spec.is_stopped_by_manager:
                 outbox = ZmqOutbox(child.spec.inbox(self.addresses))
                 outbox.send(Shutdown())
                 outbox.close()

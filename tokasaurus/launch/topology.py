@@ -25,7 +25,12 @@ class ProcessSpec(msgspec.Struct, frozen=True, kw_only=True):
     rank: int = 0
     """A worker's index among the pp x tp workers of its replica."""
     num_workers: int = 1
-    """Workers of a manager's replica."""
+    """Workers of a manager's or a worker's replica."""
+
+    @property
+    def is_stopped_by_manager(self) -> bool:
+        """Workers that compute together end after the same step, which their manager knows."""
+        return self.role == "worker" and self.num_workers > 1
 
     @property
     def says_ready(self) -> bool:
@@ -50,7 +55,13 @@ def build_topology(config: EngineConfig, *, with_server: bool) -> list[ProcessSp
     """
     num_workers = config.pp_size * config.tp_size
     specs = [
-        ProcessSpec(name=f"worker{dp_rank}.{rank}", role="worker", dp_rank=dp_rank, rank=rank)
+        ProcessSpec(
+            name=f"worker{dp_rank}.{rank}",
+            role="worker",
+            dp_rank=dp_rank,
+            rank=rank,
+            num_workers=num_workers,
+        )
         for dp_rank in range(config.dp_size)
         for rank in range(num_workers)
     ]

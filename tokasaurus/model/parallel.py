@@ -95,6 +95,8 @@ class ParallelContext:
     """
 
     tp: RankGroup = field(default_factory=RankGroup)
+    replica: RankGroup = field(default_factory=RankGroup)
+    """All of them; rank pp_rank * tp_size + tp_rank."""
     pp_rank: int = 0
     pp_size: int = 1
 

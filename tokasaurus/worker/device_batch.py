@@ -48,21 +48,39 @@ class DeviceBatch:
     prompt_chunks: list[PromptChunk]
 
 
+class DecodeOrder:
+    """Which slots decode, in which order and groups: steps say so only when it changes."""
+
+    def __init__(self) -> None:
+        self.slots = np.empty(0, np.int64)
+        self.hydragen_groups: list[HydragenGroup] = []
+
+    def update(self, step: StepInput) -> None:
+        if step.decode_slots is not None:
+            self.slots = step.decode_slots.astype(np.int64)
+        elif len(step.freed_slots):
+            freed = np.isin(self.slots, step.freed_slots)
+            if freed.any():
+                self.slots = self.slots[~freed]
+                self.hydragen_groups = []  # their row numbers no longer hold
+        if step.hydragen_groups is not None:
+            self.hydragen_groups = step.hydragen_groups
+
+
 class BatchBuilder:
     """Keeps the slot table, the decode list and the Hydragen groups from step to step."""
 
     def __init__(self, table: SlotTable, page_size: int) -> None:
         self.table = table
         self._page_size = page_size
-        self._decode_slots = np.empty(0, np.int64)
-        self._hydragen_groups: list[HydragenGroup] = []
+        self._order = DecodeOrder()
 
     def build(self, step: StepInput) -> DeviceBatch:
         """Apply what changed, and expand. KV lengths in the table are advanced by the step."""
         self.table.apply(step)
-        self._update_lists(step)
+        self._order.update(step)
         prefill_slots = step.prefill_slots.astype(np.int64)
-        slots_R = np.concatenate([prefill_slots, self._decode_slots])
+        slots_R = np.concatenate([prefill_slots, self._order.slots])
         query_lens = np.ones(len(slots_R), np.int64)
         query_lens[: len(prefill_slots)] = step.prefill_lens
         starts = self.table.kv_lens[slots_R]
@@ -79,7 +97,7 @@ class BatchBuilder:
         positions = np.repeat(kv_lens - token_ends, query_lens) + np.arange(query_lens.sum())
         return DeviceBatch(
             prefill_ids=step.prefill_ids.astype(np.int64),
-            decode_slots=self._decode_slots,
+            decode_slots=self._order.slots,
             positions=positions,
             attention=self._attention(len(prefill_slots), slots_R, query_lens, kv_lens, positions),
             sampled_tokens=token_ends[sampled_rows] - 1,
@@ -87,17 +105,6 @@ class BatchBuilder:
             sampling=self._sampling(sampled_slots, kv_lens[sampled_rows]),
             prompt_chunks=self._prompt_chunks(prefill_slots, starts, query_lens),
         )
-
-    def _update_lists(self, step: StepInput) -> None:
-        if step.decode_slots is not None:
-            self._decode_slots = step.decode_slots.astype(np.int64)
-        elif len(step.freed_slots):
-            freed = np.isin(self._decode_slots, step.freed_slots)
-            if freed.any():
-                self._decode_slots = self._decode_slots[~freed]
-                self._hydragen_groups = []  # their row numbers no longer hold
-        if step.hydragen_groups is not None:
-            self._hydragen_groups = step.hydragen_groups
 
     def _attention(
         self,
@@ -121,7 +128,7 @@ class BatchBuilder:
             block_indptr=indptr.astype(np.int32),
             block_ids=block_ids,
             slot_mapping=blocks.astype(np.int64) * page_size + positions % page_size,
-            hydragen_groups=self._hydragen_groups,
+            hydragen_groups=self._order.hydragen_groups,
         )
 
     def _sampling(self, slots_S: np.ndarray, positions_S: np.ndarray) -> SamplingBatch:

@@ -49,7 +49,11 @@ class ForwardPass:
         max_seqs: int,
     ) -> None:
         """Raises ConfigError where the model can't be compiled."""
-        self._can_be_captured = isinstance(model, Decoder) and backend.supports_cuda_graphs
+        self._can_be_captured = (
+            isinstance(model, Decoder)
+            and model.parallel.is_alone  # captured collectives have not been tried
+            and backend.supports_cuda_graphs
+        )
         if options.compile_options is not None:
             model = CompiledModel(model, backend, options.compile_options)
         self._model = model

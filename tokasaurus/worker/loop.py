@@ -27,8 +27,14 @@ class WorkerLoop:
     """Runs until it receives `Shutdown`."""
 
     def __init__(
-        self, runner: ModelRunner, inbox: Inbox[ToWorker], manager: Outbox, *, overlap: bool
+        self,
+        runner: ModelRunner,
+        inbox: Inbox[ToWorker],
+        manager: Outbox | None,
+        *,
+        overlap: bool,
     ) -> None:
+        """`manager` is None on a worker whose results another one of the replica sends."""
         self._runner = runner
         self._inbox = inbox
         self._manager = manager
@@ -82,6 +88,8 @@ class WorkerLoop:
         finished = time.perf_counter()
         started = max(launched.started, self._last_finished)
         self._last_finished = finished
+        if self._manager is None:
+            return
         self._manager.send(
             msgspec.structs.replace(
                 output,

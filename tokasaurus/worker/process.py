@@ -28,16 +28,21 @@ from tokasaurus.ipc.messages.to_supervisor import Progress as ProgressMessage
 from tokasaurus.ipc.messages.to_worker import ToWorker
 from tokasaurus.model.attention.backend import CausalModel
 from tokasaurus.model.kernels.loader import kernels_available
+from tokasaurus.model.parallel import ALONE, ParallelContext, PeerLostError
 from tokasaurus.model.registry import FAMILIES, load_model
 from tokasaurus.tokenization.tokenizer import Tokenizer
 from tokasaurus.worker.forward_pass import ForwardOptions
 from tokasaurus.worker.loop import WorkerLoop
+from tokasaurus.worker.rendezvous import join_replica
 from tokasaurus.worker.runner import ModelRunner, Progress
+from tokasaurus.worker.stage_exchange import StageLinks
 from tokasaurus.worker.torch_runner import RunnerSettings, TorchRunner
 
 _logger = logging.getLogger(__name__)
 
 _PROGRESS_INTERVAL_SECONDS = 0.1
+_PEERS_WORDS_SECONDS = 2.0
+"""What ended a worker reaches the supervisor before its peers say that they have lost it."""
 
 
 def run_worker(config: EngineConfig, addresses: Addresses, dp_rank: int, rank: int) -> None:
@@ -50,8 +55,12 @@ def run_worker(config: EngineConfig, addresses: Addresses, dp_rank: int, rank: i
     supervisor = ZmqOutbox(addresses.supervisor())
     manager = ZmqOutbox(addresses.manager(dp_rank))
     try:
-        place_threads(config.cpu_threads, dp_rank, config.dp_size)
-        runner = build_runner(config, dp_rank)
+        num_workers = config.pp_size * config.tp_size
+        index = dp_rank * num_workers + rank
+        place_threads(config.cpu_threads, index, config.dp_size * num_workers)
+        device = choose_device(config.device, index)
+        parallel, links = join_replica(config, addresses, dp_rank, rank, device)
+        runner = build_runner(config, device, parallel, links)
         runner.load(_phase(supervisor, name, "load"))
         runner.warm_up(_phase(supervisor, name, "warm-up"))
         manager.send(
@@ -66,22 +75,34 @@ def run_worker(config: EngineConfig, addresses: Addresses, dp_rank: int, rank: i
             )
         )
         _logger.info("ready: %s", runner.description)
-        WorkerLoop(runner, inbox, manager, overlap=runner.capabilities.async_steps).run()
+        answers = parallel.is_last_stage and parallel.tp_rank == 0
+        overlap = device.type != "cpu"
+        WorkerLoop(runner, inbox, manager if answers else None, overlap=overlap).run()
+    except PeerLostError:
+        time.sleep(_PEERS_WORDS_SECONDS)
+        raise
     finally:
         for channel in (inbox, supervisor, manager):
             channel.close()
 
 
-def build_runner(config: EngineConfig, dp_rank: int) -> ModelRunner:
+def build_runner(
+    config: EngineConfig,
+    device: torch.device,
+    parallel: ParallelContext = ALONE,
+    links: StageLinks | None = None,
+) -> ModelRunner:
     """The runner that the options ask for; nothing is loaded yet."""
-    device = choose_device(config.device, dp_rank)
+    num_sharing = config.dp_size * config.pp_size * config.tp_size if device.type == "cpu" else 1
     settings = RunnerSettings(
         device=device,
         attention_backend=config.attention_backend,
         cpu_kernels=config.cpu_kernels,
         page_size=config.page_size,
         kv_cache_num_tokens=config.kv_cache_num_tokens,
-        kv_cache_memory_fraction=config.kv_cache_memory_fraction,
+        kv_cache_memory_fraction=config.kv_cache_memory_fraction / num_sharing,
+        parallel=parallel,
+        stage_links=links,
         kv_cache_dtype=config.kv_cache_dtype,
         forward=ForwardOptions(
             compile_options=(
@@ -95,30 +116,30 @@ def build_runner(config: EngineConfig, dp_rank: int) -> ModelRunner:
         max_seqs_per_forward=config.max_seqs_per_forward,
         load_tokenizer=partial(_load_tokenizer, config),
     )
-    return TorchRunner(settings, partial(_load, config, device))
+    return TorchRunner(settings, partial(_load, config, device, parallel))
 
 
-def choose_device(device: str, dp_rank: int) -> torch.device:
-    """Replica i takes GPU i. Raises ConfigError when there is none."""
+def choose_device(device: str, worker_index: int) -> torch.device:
+    """Worker i of all replicas takes GPU i. Raises ConfigError when there is none."""
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "cpu" or (device == "auto" and num_gpus == 0):
         return torch.device("cpu")
-    if dp_rank >= num_gpus:
+    if worker_index >= num_gpus:
         raise ConfigError(
-            f"device={device} with dp_size above {dp_rank} needs at least {dp_rank + 1} GPUs, but "
-            f"torch sees {num_gpus}; use device=cpu or fewer replicas."
+            f"device={device} with dp_size x pp_size x tp_size above {worker_index} needs at least "
+            f"{worker_index + 1} GPUs, but torch sees {num_gpus}; use device=cpu or fewer workers."
         )
-    return torch.device("cuda", dp_rank)
+    return torch.device("cuda", worker_index)
 
 
-def place_threads(cpu_threads: int | None, dp_rank: int, dp_size: int) -> None:
-    """Set the number of computing threads, and give each of several replicas its own cores."""
+def place_threads(cpu_threads: int | None, worker_index: int, num_workers: int) -> None:
+    """Set the number of computing threads, and give each of several workers its own cores."""
     if cpu_threads is not None:
         torch.set_num_threads(cpu_threads)
-    if dp_size > 1 and hasattr(os, "sched_setaffinity"):
+    if num_workers > 1 and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
-        share = cpu_threads or max(1, len(cores) // dp_size)
-        mine = {cores[(dp_rank * share + i) % len(cores)] for i in range(share)}
+        share = cpu_threads or max(1, len(cores) // num_workers)
+        mine = {cores[(worker_index * share + i) % len(cores)] for i in range(share)}
         os.sched_setaffinity(0, mine)
         if cpu_threads is None:
             torch.set_num_threads(len(mine))
@@ -152,7 +173,9 @@ def _kernels_cover(config: EngineConfig, model: ModelConfig) -> bool:
     )
 
 
-def _load(config: EngineConfig, device: torch.device, progress: Progress) -> CausalModel:
+def _load(
+    config: EngineConfig, device: torch.device, parallel: ParallelContext, progress: Progress
+) -> CausalModel:
     folder = resolve_model(config.model)
     return load_model(
         folder,
@@ -162,6 +185,7 @@ def _load(config: EngineConfig, device: torch.device, progress: Progress) -> Cau
         load_format=config.load_format,
         max_model_len=config.max_model_len,
         progress=progress,
+        parallel=parallel,
     )
 
 

@@ -10,16 +10,17 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from tokasaurus.ipc.messages.to_manager import RunnerCapabilities, StepOutput
+from tokasaurus.ipc.messages.to_manager import RunnerCapabilities
 from tokasaurus.ipc.messages.to_worker import StepInput
 from tokasaurus.model.attention.backend import AttentionBackend, CausalModel
 from tokasaurus.model.attention.registry import create_backend
+from tokasaurus.model.decoder import Decoder
 from tokasaurus.model.device_copy import to_device
 from tokasaurus.model.kernels.install import with_cpu_kernels
-from tokasaurus.model.sampling.sampler import SampledTokens, sample
+from tokasaurus.model.parallel import ALONE, ParallelContext
 from tokasaurus.tokenization.tokenizer import Tokenizer
 from tokasaurus.worker.device_batch import BatchBuilder, DeviceBatch
-from tokasaurus.worker.device_clock import DeviceClock, StepTiming
+from tokasaurus.worker.device_clock import DeviceClock
 from tokasaurus.worker.forward_pass import ForwardOptions, ForwardPass
 from tokasaurus.worker.grammar_tokens import GrammarTokens
 from tokasaurus.worker.memory import (
@@ -29,12 +30,12 @@ from tokasaurus.worker.memory import (
     free_device_bytes,
     naming_what_to_lower,
 )
-from tokasaurus.worker.prompt_pooling import PooledPrompts, PromptPooler
-from tokasaurus.worker.prompt_scoring import PromptScorer, PromptScores
+from tokasaurus.worker.micro_batches import MicroBatch, MicroBatcher
 from tokasaurus.worker.runner import Progress
-from tokasaurus.worker.slot_adjustments import SlotAdjustments
-from tokasaurus.worker.slot_grammars import SlotGrammars
 from tokasaurus.worker.slot_table import SlotTable
+from tokasaurus.worker.stage_exchange import StageExchange, StageLinks
+from tokasaurus.worker.step_handle import StepResult, TorchStepHandle
+from tokasaurus.worker.step_sampler import StepSampler
 from tokasaurus.worker.warmup import num_warm_up_blocks, warm_up_steps
 
 _logger = logging.getLogger(__name__)
@@ -43,8 +44,6 @@ _FOR_WEIGHTS = "Use a smaller model or dtype, tp_size or pp_size, or free the de
 _FOR_ACTIVATIONS = "Lower max_tokens_per_forward or max_seqs_per_forward."
 _FOR_CACHE = "Lower kv_cache_num_tokens or kv_cache_memory_fraction."
 _FOR_GRAPHS = "Lower kv_cache_memory_fraction or cudagraph_max_size, or set use_cudagraphs=F."
-_MAX_LOGITS_BYTES = 64 << 20
-"""Logits of one pass: more rows are sampled pass by pass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,39 +60,11 @@ class RunnerSettings:
     forward: ForwardOptions = field(default_factory=ForwardOptions)
     max_tokens_per_forward: int = 2048
     max_seqs_per_forward: int = 1024
+    parallel: ParallelContext = ALONE
+    stage_links: StageLinks | None = None
+    """To the other stages of the pipeline, if there are any."""
     load_tokenizer: Callable[[], Tokenizer] | None = None
     """For grammars, which need the texts of tokens; called when the first one comes."""
-
-
-@dataclass(slots=True)
-class TorchStepHandle:
-    """A launched step; its outputs are on their way to the host."""
-
-    step_id: int
-    sampled: SampledTokens
-    prompt_scores: list[PromptScores]
-    pooled: PooledPrompts | None
-    num_recompiles: int
-    timing: StepTiming | None
-    """None where steps run synchronously."""
-
-    def result(self) -> StepOutput:
-        if self.timing is not None:
-            self.timing.wait()
-        sampled = self.sampled
-        return StepOutput(
-            step_id=self.step_id,
-            token_ids=sampled.token_ids.numpy().astype(np.int32),
-            logprobs=_array(sampled.logprobs),
-            top_ids=None if sampled.top_ids is None else sampled.top_ids.numpy().astype(np.int32),
-            top_logprobs=_array(sampled.top_logprobs),
-            prompt_logprobs=[scores.message() for scores in self.prompt_scores],
-            num_recompiles=self.num_recompiles,
-            device_idle_seconds=0.0 if self.timing is None else self.timing.idle_seconds,
-            device_busy_seconds=0.0 if self.timing is None else self.timing.busy_seconds,
-            embedded_slots=None if self.pooled is None else np.array(self.pooled.slots, np.int32),
-            embeddings=None if self.pooled is None else self.pooled.vectors.numpy(),
-        )
 
 
 class TorchRunner:
@@ -108,6 +79,7 @@ class TorchRunner:
         self._model: CausalModel
         self._backend: AttentionBackend
         self._forward_pass: ForwardPass
+        self._exchange: StageExchange | None = None
         self._num_blocks = 0
         self._hidden_size = 0
         """Of the hidden states that the last step gave."""
@@ -117,7 +89,7 @@ class TorchRunner:
         return RunnerCapabilities(
             mixed_batches=True,
             hydragen=self._backend.supports_hydragen,
-            async_steps=self._device.type != "cpu",
+            async_steps=self._device.type != "cpu" or self._settings.parallel.pp_size > 1,
         )
 
     @property
@@ -139,11 +111,23 @@ class TorchRunner:
     @property
     def description(self) -> str:
         dtype = str(self._model.dtype).removeprefix("torch.")
-        return f"{self._forward_pass.path}, {self._device}, {dtype}, attention {self._backend.name}"
+        parallel, parts = self._settings.parallel, ""
+        if not parallel.is_alone:
+            parts = f", pp_size {parallel.pp_size}, tp_size {parallel.tp_size}"
+        path, backend = self._forward_pass.path, self._backend.name
+        return f"{path}, {self._device}, {dtype}, attention {backend}{parts}"
 
     def load(self, progress: Progress) -> None:
         with naming_what_to_lower("loading the weights", self._device, _FOR_WEIGHTS):
             self._model = self._load_model(progress)
+        if self._settings.stage_links is not None:
+            assert isinstance(self._model, Decoder), "only decoders are divided into stages"
+            self._exchange = StageExchange(
+                self._settings.stage_links,
+                self._model.hidden_size,
+                self._model.dtype,
+                self._device,
+            )
         progress(1.0, f"attention backend {self._settings.attention_backend}")
         self._backend = create_backend(
             self._attention_backend_name(),
@@ -200,6 +184,8 @@ class TorchRunner:
             max(0, free_device_bytes(self._device) - peak_bytes),
             self._device.type,
         )
+        fewest = torch.tensor([self._num_blocks], device=self._device)
+        self._num_blocks = int(settings.parallel.replica.all_reduce_min(fewest).item())
         with naming_what_to_lower("allocating the KV cache", self._device, _FOR_CACHE):
             self._backend.allocate(self._num_blocks)
         with naming_what_to_lower("capturing graphs", self._device, _FOR_GRAPHS):
@@ -222,41 +208,74 @@ class TorchRunner:
         )
         self._builder = BatchBuilder(table, page_size)
         self._last_tokens = torch.zeros(table.capacity, dtype=torch.int64, device=self._device)
-        self._adjustments = SlotAdjustments(self._device, model.vocab_size)
-        self._grammars = SlotGrammars(self._load_grammar_tokens)
-        self._max_logits_rows = max(1, _MAX_LOGITS_BYTES // (4 * model.vocab_size))
-        self._prompt_scorer = PromptScorer(model, self._max_logits_rows)
-        self._prompt_pooler = PromptPooler()
+        self._sampler = StepSampler(model, self._device, self._load_grammar_tokens)
+        self._micro_batcher = MicroBatcher(self._settings.parallel.pp_size)
         self._clock = DeviceClock()
+        if self._exchange is not None:
+            self._exchange.finish()
 
     @torch.inference_mode()
     def execute(self, step: StepInput) -> TorchStepHandle:
+        parts = [self._run(micro_batch) for micro_batch in self._micro_batcher.split(step)]
+        outcome = StepResult.join(parts)
+        timing = None
+        if self._device.type == "cuda":
+            outcome.start_copy_to_host()
+            timing = self._clock.end_step()
+        return TorchStepHandle(
+            step.step_id,
+            outcome,
+            self._forward_pass.take_num_recompiles(),
+            timing,
+            0.0 if self._exchange is None else self._exchange.take_wait_seconds(),
+        )
+
+    def _run(self, micro_batch: MicroBatch) -> StepResult:
+        step = micro_batch.step
         batch = self._builder.build(step)
-        self._adjustments.apply(step)
-        self._grammars.apply(step)
-        self._prompt_scorer.forget(step.freed_slots.tolist())
-        self._prompt_scorer.forget(added.slot for added in step.added_slots)
-        self._prompt_pooler.apply(step)
+        parallel, exchange = self._settings.parallel, self._exchange
+        if parallel.is_last_stage:
+            self._sampler.apply(step)
         self._grow_last_tokens()
-        sampled = SampledTokens(token_ids=torch.empty(0, dtype=torch.int64))
-        prompt_scores: list[PromptScores] = []
-        pooled: PooledPrompts | None = None
-        if len(batch.positions):
-            prefill_ids = self._to_device(self._inside_vocabulary(batch.prefill_ids))
-            decode_ids = self._last_tokens[self._to_device(batch.decode_slots)]
-            ids_T = torch.cat([prefill_ids, decode_ids])
-            hidden_TD = self._forward_pass.run(
-                ids_T, batch.positions, batch.attention, self._start_clock
-            )
-            self._hidden_size = hidden_TD.shape[1]
-            for chunk in batch.prompt_chunks:
-                scores = self._prompt_scorer.score(chunk, hidden_TD, ids_T)
-                if scores is not None:
-                    prompt_scores.append(scores)
-            pooled = self._prompt_pooler.pool(step, hidden_TD)
+        result = StepResult.nothing(self._device)
+        result.rows = micro_batch.rows
+        if not len(batch.positions):
+            return result
+        prefill_ids = self._to_device(self._inside_vocabulary(batch.prefill_ids))
+        hidden_TD = self._forward_pass.run(
+            self._inputs(batch, prefill_ids), batch.positions, batch.attention, self._start_clock
+        )
+        self._hidden_size = hidden_TD.shape[1]
+        if parallel.is_last_stage:
+            result.prompt_scores = self._sampler.score_prompts(batch, hidden_TD, prefill_ids)
+            pooled = self._sampler.pool_prompts(step, hidden_TD)
+            result.pooled = [] if pooled is None else [pooled]
             if len(batch.sampled_tokens):
-                sampled = self._sample(hidden_TD, batch)
-        return self._send_to_host(step.step_id, sampled, prompt_scores, pooled)
+                result.sampled = self._sampler.sample(hidden_TD, batch)
+                self._keep_tokens(batch.sampled_slots, result.sampled.token_ids)
+        elif exchange is not None:
+            exchange.send_hidden(hidden_TD)
+            if parallel.is_first_stage and len(batch.sampled_tokens):
+                exchange.expect_tokens(batch.sampled_slots)
+        return result
+
+    def _inputs(self, batch: DeviceBatch, prefill_ids: torch.Tensor) -> torch.Tensor:
+        """Token ids, or what the stage before made of them."""
+        if self._exchange is not None:
+            if not self._settings.parallel.is_first_stage:
+                return self._exchange.receive_hidden(len(batch.positions))
+            for slots, token_ids in self._exchange.receive_tokens(batch.decode_slots):
+                self._last_tokens[self._to_device(slots)] = token_ids
+        return torch.cat([prefill_ids, self._last_tokens[self._to_device(batch.decode_slots)]])
+
+    def _keep_tokens(self, slots: np.ndarray, token_ids: torch.Tensor) -> None:
+        """Where the next step finds them."""
+        # A row with a NaN has token -1; what runs after it until the manager ends it is token 0.
+        token_ids = token_ids.clamp_min(0)
+        if self._exchange is None:
+            self._last_tokens[self._to_device(slots)] = token_ids
+        else:
+            self._exchange.send_tokens(token_ids)
 
     def _inside_vocabulary(self, ids: np.ndarray) -> np.ndarray:
         """Front ends refuse other ids; one that slips through must not end everyone's worker."""
@@ -265,55 +284,10 @@ class TorchRunner:
         _logger.error("token ids outside the vocabulary were replaced; a front end let them pass")
         return ids.clip(0, self._model.vocab_size - 1)
 
-    def _sample(self, hidden_TD: torch.Tensor, batch: DeviceBatch) -> SampledTokens:
-        rows = batch.sampled_tokens
-        adjusted = batch.sampling.adjusted = self._adjustments.of_rows(batch.sampled_slots)
-        adjusted_slots = [] if adjusted is None else batch.sampled_slots[adjusted.rows].tolist()
-        if adjusted is not None:
-            adjusted.masks, must_end = self._grammars.masks(adjusted_slots)
-            batch.sampling.lift_bans(adjusted.rows[must_end])
-        everything = len(rows) == len(hidden_TD)
-        hidden_SD = hidden_TD if everything else hidden_TD[self._to_device(rows)]
-        parts = []
-        for start in range(0, len(rows), self._max_logits_rows):
-            which = slice(start, min(start + self._max_logits_rows, len(rows)))
-            params = batch.sampling if which == slice(0, len(rows)) else batch.sampling.rows(which)
-            parts.append(sample(self._model.logits(hidden_SD[which]), params))
-        sampled = SampledTokens.join(parts)
-        # A row with a NaN has token -1; what runs after it until the manager ends it is token 0.
-        slots = self._to_device(batch.sampled_slots)
-        token_ids = sampled.token_ids.clamp_min(0)
-        self._last_tokens[slots] = token_ids
-        if adjusted is not None:
-            self._adjustments.record(adjusted, token_ids)
-            self._grammars.record(adjusted_slots, sampled.token_ids, adjusted.rows)
-        return sampled
-
     def _load_grammar_tokens(self) -> GrammarTokens:
         load_tokenizer = self._settings.load_tokenizer
         assert load_tokenizer is not None, "a grammar came to a runner without a tokenizer"
         return GrammarTokens(load_tokenizer(), self._model.vocab_size)
-
-    def _send_to_host(
-        self,
-        step_id: int,
-        sampled: SampledTokens,
-        prompt_scores: list[PromptScores],
-        pooled: PooledPrompts | None,
-    ) -> TorchStepHandle:
-        if self._device.type != "cuda":
-            recompiles = self._forward_pass.take_num_recompiles()
-            return TorchStepHandle(step_id, sampled, prompt_scores, pooled, recompiles, None)
-        for result in (sampled, *prompt_scores):
-            for name in ("token_ids", "logprobs", "top_ids", "top_logprobs"):
-                value = getattr(result, name, None)
-                if value is not None:
-                    setattr(result, name, value.to("cpu", non_blocking=True))
-        if pooled is not None:
-            pooled.vectors = pooled.vectors.to("cpu", non_blocking=True)
-        recompiles = self._forward_pass.take_num_recompiles()
-        timing = self._clock.end_step()
-        return TorchStepHandle(step_id, sampled, prompt_scores, pooled, recompiles, timing)
 
     def _start_clock(self) -> None:
         if self._device.type == "cuda":
@@ -333,7 +307,3 @@ def _warm_up_text(step: StepInput) -> str:
         return f"prefill of {step.prefill_ids.size} tokens"
     assert step.decode_slots is not None, "a warm-up step names its decodes"
     return f"decode of {step.decode_slots.size} sequences"
-
-
-def _array(tensor: torch.Tensor | None) -> np.ndarray | None:
-    return None if tensor is None else tensor.numpy()

@@ -11,7 +11,7 @@ from tests.unit.worker.conftest import PAGE_SIZE, VOCAB_SIZE
 from tests.unit.worker.step_driver import StepDriver
 from tokasaurus.ipc.messages.to_manager import TokenSampling
 from tokasaurus.ipc.messages.to_worker import HydragenGroup, StepInput
-from tokasaurus.worker import torch_runner
+from tokasaurus.worker import step_sampler
 from tokasaurus.worker.torch_runner import TorchRunner
 
 GREEDY = TokenSampling(temperature=0.0)
@@ -209,7 +209,7 @@ def test_prompt_logprobs_over_chunks(
     chunks: list[int],
     max_bytes: int,
 ) -> None:
-    monkeypatch.setattr(torch_runner, "_MAX_LOGITS_BYTES", max_bytes)
+    monkeypatch.setattr(step_sampler, "_MAX_LOGITS_BYTES", max_bytes)
     other = driver.add(0, prompt(17, 5), GREEDY)
     a = driver.add(1, prompt(16, 23), TokenSampling(temperature=0.0, num_prompt_logprobs=2))
     driver.run(prefill=[(other, 5), (a, chunks[0])])
@@ -255,7 +255,7 @@ def test_sampling_in_passes_changes_nothing(
         return [[*s.output, *np.round(s.logprobs, 4)] for s in sequences]
 
     together = tokens()
-    monkeypatch.setattr(torch_runner, "_MAX_LOGITS_BYTES", 2 * 4 * VOCAB_SIZE)
+    monkeypatch.setattr(step_sampler, "_MAX_LOGITS_BYTES", 2 * 4 * VOCAB_SIZE)
     assert tokens() == together
 
 

@@ -174,6 +174,8 @@ class StepOutput(msgspec.Struct, frozen=True, kw_only=True, tag="step_output"):
     """Time a GPU had nothing to run before this step although the worker had the step."""
     device_busy_seconds: float = 0.0
     """From the step's first kernel to its last, on a GPU."""
+    bubble_seconds: float = 0.0
+    """Part of `execute_seconds`: waiting for other stages of the pipeline."""
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):

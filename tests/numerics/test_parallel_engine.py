@@ -1,0 +1,89 @@
+"""Tokens don't depend on how many workers share a model: tensor and pipeline parallel, over gloo.
+
+The ranks are threads here; tests/integration/test_parallel.py has real processes.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.checkpoints import VOCAB_SIZE
+from tests.numerics.whole_engine import GREEDY, WholeEngine
+from tests.reference import greedy_reference, mixed_prompts
+from tokasaurus.ipc.messages.to_manager import TokenSampling
+
+Checkpoint = Callable[..., Path]
+
+MAX_TOKENS = 10
+
+
+@pytest.mark.parametrize(
+    ("family", "pp_size", "tp_size", "attention_backend"),
+    [
+        ("llama", 1, 2, "torch"),
+        ("llama", 1, 2, "cpu"),
+        ("llama", 1, 4, "torch"),  # 2 KV heads
+        ("llama", 2, 1, "torch"),
+        ("llama", 3, 1, "cpu"),
+        ("llama_biases", 2, 2, "torch"),
+        ("llama_tied", 2, 2, "cpu"),
+        ("llama_tied", 2, 1, "cpu"),
+        ("mistral", 2, 2, "torch"),
+        ("qwen2", 1, 2, "cpu"),
+        ("qwen3", 2, 2, "torch"),
+        ("phi3", 2, 2, "torch"),
+        ("falcon_7b", 1, 2, "torch"),  # 1 KV head
+        ("falcon_40b", 2, 2, "cpu"),
+        ("falcon_sequential", 1, 4, "torch"),
+    ],
+)
+def test_tokens_equal_generate(
+    family: str, pp_size: int, tp_size: int, attention_backend: str, checkpoint: Checkpoint
+) -> None:
+    folder = checkpoint(family)
+    prompts = mixed_prompts(32, VOCAB_SIZE)
+    engine = WholeEngine(
+        folder, attention_backend=attention_backend, pp_size=pp_size, tp_size=tp_size
+    )
+    tokens, logprobs, ends = engine.generate(prompts, [GREEDY] * 32, MAX_TOKENS)
+    expected_tokens, expected_logprobs = greedy_reference(folder, prompts, MAX_TOKENS)
+    assert tokens == expected_tokens
+    np.testing.assert_allclose(logprobs, expected_logprobs, atol=1e-4)
+    assert {end.reason for end in ends} == {"length"}
+    assert sum(end.num_preemptions for end in ends) > 2, "nothing was preempted"
+    assert sum(end.num_cached_tokens for end in ends) > 100, "no prefix was shared"
+    engine.runner.close()
+
+
+@pytest.mark.parametrize(("pp_size", "tp_size"), [(1, 2), (2, 2)])
+def test_drawn_tokens_are_those_of_one_worker(
+    pp_size: int, tp_size: int, checkpoint: Checkpoint
+) -> None:
+    """Whether a row is decided shard by shard or gathered."""
+    folder = checkpoint("llama")
+    prompts = mixed_prompts(24, VOCAB_SIZE)
+    samplings = [
+        TokenSampling(
+            temperature=(0.7, 1.0, 0.0)[i % 3],
+            top_k=(0, 20)[i % 2],
+            top_p=(1.0, 0.9)[i % 5 == 0],
+            min_p=(0.0, 0.02)[i % 7 == 0],
+            seed=1000 + i,
+            presence_penalty=(0.0, 0.8)[i % 6 == 0],
+            bias_ids=((), (7, 300))[i % 8 == 0],
+            bias_values=((), (3.0, 5.0))[i % 8 == 0],
+            min_tokens=(0, 4)[i % 4 == 0],
+            banned_until_min_tokens=((), (5, 6, 320))[i % 4 == 0],
+            num_prompt_logprobs=(-1, 2)[i % 9 == 0],
+        )
+        for i in range(24)
+    ]
+    alone = WholeEngine(folder).generate(prompts, samplings, MAX_TOKENS)
+    engine = WholeEngine(folder, pp_size=pp_size, tp_size=tp_size)
+    spread = engine.generate(prompts, samplings, MAX_TOKENS)
+    assert spread[0] == alone[0]
+    for one, other in zip(spread[1], alone[1], strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+    engine.runner.close()

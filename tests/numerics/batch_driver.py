@@ -13,7 +13,6 @@ from tests.unit.worker.step_driver import DrivenSequence, StepDriver
 from tokasaurus.ipc.messages.to_manager import TokenSampling
 from tokasaurus.model.attention.backend import AttentionBatch, CausalModel
 from tokasaurus.model.attention.torch_backend import TorchBackend
-from tokasaurus.model.parallel import ALONE, ParallelContext
 from tokasaurus.model.registry import ModelPath, load_model
 from tokasaurus.worker.torch_runner import RunnerSettings, TorchRunner
 
@@ -31,7 +30,6 @@ def load(
     *,
     dtype: str = "float32",
     max_model_len: int | None = None,
-    parallel: ParallelContext = ALONE,
     device: torch.device = CPU,
 ) -> CausalModel:
     """The checkpoint on the device."""
@@ -43,7 +41,6 @@ def load(
         load_format="auto",
         max_model_len=max_model_len,
         progress=lambda fraction, text: None,
-        parallel=parallel,
     )
 
 

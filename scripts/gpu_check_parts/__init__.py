@@ -1,0 +1,1 @@
+"""Parts of `scripts/gpu_check.py`: each runs in a process and a time box of its own."""

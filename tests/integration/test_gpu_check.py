@@ -1,0 +1,41 @@
+"""scripts/gpu_check.py on a CPU with tiny shapes: what a GPU will run, as far as a CPU can."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "gpu_check.py"
+
+
+def run(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), "--device", "cpu", "--quick", "--out", str(out)]
+    return subprocess.run(
+        [*command, *arguments], capture_output=True, text=True, timeout=200, check=False
+    )
+
+
+def test_parts_write_what_they_find(tmp_path: Path) -> None:
+    done = run(tmp_path, "--parts", "environment", "ceilings", "llama-1b", "chat")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "gpu_check.json").read_text())
+    assert {part["status"] for part in found.values()} == {"done"}
+    rows = found["llama-1b"]["findings"]
+    assert {row["what"] for row in rows} == {"decode", "prefill"}, rows
+    assert all(0 < row["share_of_roofline"] for row in rows)
+    assert all(row["num_recompiles"] == 0 for row in rows)
+    variants = {row["variant"] for row in rows}
+    assert variants == {"default", "compiled", "no graphs", "torch attention"}
+    assert found["chat"]["findings"][0]["num_output_tokens"] > 0
+    assert "decode llama-1b compiled greedy batch_size=4" in (tmp_path / "table.txt").read_text()
+
+
+def test_a_part_that_fails_or_overruns_loses_nothing(tmp_path: Path) -> None:
+    done = run(tmp_path, "--parts", "environment", "llama-1b", "chat", "--seconds", "25")
+    found = json.loads((tmp_path / "gpu_check.json").read_text())
+    assert done.returncode == 1
+    assert found["environment"]["status"] == "done"
+    assert found["environment"]["findings"][0]["packages"]["torch"]
+    assert {row["what"] for row in found["llama-1b"]["findings"]} <= {"failed"}
+    assert "ceilings" in json.dumps(found["llama-1b"])
+    assert set(found) == {"environment", "llama-1b", "chat"}

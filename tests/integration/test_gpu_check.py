@@ -22,7 +22,7 @@ def test_parts_write_what_they_find(tmp_path: Path) -> None:
     assert {part["status"] for part in found.values()} == {"done"}
     rows = found["llama-1b"]["findings"]
     assert {row["what"] for row in rows} == {"decode", "prefill"}, rows
-    assert all(0 < row["share_of_roofline"] for row in rows)
+    assert all(row["share_of_roofline"] > 0 for row in rows)
     assert all(row["num_recompiles"] == 0 for row in rows)
     variants = {row["variant"] for row in rows}
     assert variants == {"default", "compiled", "no graphs", "torch attention"}

@@ -13,6 +13,7 @@ from tests.unit.worker.step_driver import DrivenSequence, StepDriver
 from tokasaurus.ipc.messages.to_manager import TokenSampling
 from tokasaurus.model.attention.backend import AttentionBatch, CausalModel
 from tokasaurus.model.attention.torch_backend import TorchBackend
+from tokasaurus.model.parallel import ALONE, ParallelContext
 from tokasaurus.model.registry import ModelPath, load_model
 from tokasaurus.worker.torch_runner import RunnerSettings, TorchRunner
 
@@ -30,6 +31,7 @@ def load(
     *,
     dtype: str = "float32",
     max_model_len: int | None = None,
+    parallel: ParallelContext = ALONE,
     device: torch.device = CPU,
 ) -> CausalModel:
     """The checkpoint on the device."""
@@ -41,6 +43,7 @@ def load(
         load_format="auto",
         max_model_len=max_model_len,
         progress=lambda fraction, text: None,
+        parallel=parallel,
     )
 
 

@@ -56,15 +56,17 @@ class BlockAllocator:
         self.is_scheduled[blocks] = False
         return blocks
 
-    def num_cached_among(self, nodes: list[int]) -> int:
-        """How many of these nodes no sequence references."""
-        return int(np.count_nonzero(self.ref_counts[nodes] == 0)) if nodes else 0
+    def num_cached_along(self, path: np.ndarray) -> int:
+        """How many nodes of this path from a root no sequence references: those at its end."""
+        if not path.size or self.ref_counts[path[-1]]:
+            return 0
+        return int(np.count_nonzero(self.ref_counts[path] == 0))
 
-    def acquire(self, nodes: list[int]) -> None:
-        """Reference a path of the tree."""
-        if nodes:
-            self._num_cached -= self.num_cached_among(nodes)
-            self.ref_counts[nodes] += 1
+    def acquire(self, path: np.ndarray) -> None:
+        """Reference a path of the tree from a root."""
+        if path.size:
+            self._num_cached -= self.num_cached_along(path)
+            self.ref_counts[path] += 1
 
     def share(
         self, parent: int | str, token_bytes: bytes, blocks: list[int], *, are_computed: bool

@@ -114,7 +114,7 @@ class Engine:
         if len(self._in_flight) >= self.settings.max_steps_in_flight:
             return None
         while True:
-            self._onboarder.onboard()
+            self.onboard()
             num_preemptions = self._preempter.num_preemptions
             step = self._scheduler.schedule()
             if step is not None:
@@ -128,6 +128,10 @@ class Engine:
                 chunk.sequence.queue_seconds = self._clock() - chunk.sequence.queued_at
                 self.counters.num_cached_tokens += chunk.sequence.num_cached_tokens or 0
         return step_input
+
+    def onboard(self) -> None:
+        """Give seats to whoever fits, as every `schedule` does first."""
+        self._onboarder.onboard()
 
     def take_messages(self) -> dict[int, EngineOutputs]:
         """What is new for each server since the last call."""

@@ -4,6 +4,7 @@ Adding candidates to a forecast gives the same as building it anew with them in 
 """
 
 from collections.abc import Callable
+from itertools import groupby
 
 import numpy as np
 
@@ -37,11 +38,7 @@ class Forecast:
     def accepts(self, matches: list[PrefixMatch], max_blocks: int) -> bool:
         """Add these candidates if the blocks in use never exceed `max_blocks` with them."""
         joined = self.loads.joined(self._candidate_loads(matches))
-        changes = [
-            self._take_over(match.path, self.loads.size + index, joined)
-            for index, match in enumerate(matches)
-            if match.path
-        ]
+        changes = self._take_over_all([match.path for match in matches], joined)
         if peak_usage(joined, self._running.page_size) <= max_blocks:
             self.loads = joined
             self._num_backlog_tokens += sum(map(self._num_uncached_tokens, matches))
@@ -122,20 +119,36 @@ class Forecast:
             num_tokens=num_tokens,
             starts=starts,
             ends=starts + num_steps - 1 + self._end_lag,
-            num_tree_blocks=np.array([len(match.path) for match in matches], np.int64),
+            num_tree_blocks=np.array([match.path.size for match in matches], np.int64),
             num_owned_blocks=np.zeros(len(matches), np.int64),
         )
 
     def _num_uncached_tokens(self, match: PrefixMatch) -> int:
-        return match.sequence.token_ids.size - len(match.path) * self._running.page_size
+        return match.sequence.token_ids.size - match.path.size * self._running.page_size
 
-    def _take_over(self, path: list[int], row: int, loads: Loads) -> tuple[np.ndarray, np.ndarray]:
-        """Let `row` own the blocks of `path` that it holds longest; returns (path, old owners)."""
-        blocks = np.array(path, np.intp)
-        owners = self._owners[blocks]
+    def _take_over_all(
+        self, paths: list[np.ndarray], loads: Loads
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Let the candidates, the last of `loads`, own what they hold longest of their paths.
+
+        Returns (path, old owners) of what may have changed, in order.
+        """
+        changes = []
+        row = loads.size - len(paths)
+        for _, twins in groupby(paths, key=id):
+            same = list(twins)
+            if same[0].size:
+                last = row + int(loads.ends[row : row + len(same)].argmax())
+                changes.append((same[0], self._take_over(same[0], last, loads)))
+            row += len(same)
+        return changes
+
+    def _take_over(self, path: np.ndarray, row: int, loads: Loads) -> np.ndarray:
+        """Let `row` own the blocks of `path` that it holds longest; returns the old owners."""
+        owners = self._owners[path]
         is_held = owners >= 0
         is_mine = ~is_held | (loads.ends[owners] < loads.ends[row])
         np.subtract.at(loads.num_owned_blocks, owners[is_mine & is_held], 1)
         loads.num_owned_blocks[row] += int(np.count_nonzero(is_mine))
-        self._owners[blocks[is_mine]] = row
-        return blocks, owners
+        self._owners[path[is_mine]] = row
+        return owners

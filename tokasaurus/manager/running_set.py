@@ -15,6 +15,7 @@ from tokasaurus.manager.sequence import Sequence, SequenceState
 from tokasaurus.manager.slot_table import SlotTable
 
 _NO_SLOTS = np.empty(0, np.intp)
+_NO_BLOCKS = np.empty(0, np.int32)
 _KEY_TYPE = np.dtype("<i4")
 
 
@@ -23,8 +24,8 @@ class PrefixMatch:
     """What onboarding a sequence would find and take."""
 
     sequence: Sequence
-    path: list[int]
-    """Tree nodes for the first of its tokens."""
+    path: np.ndarray
+    """int32: tree nodes for the first of its tokens. Never changed; twins may hold the same."""
     token_bytes: bytes
     num_new_blocks: int
     """Blocks it takes off the available ones now, cached nodes that it would reference included."""
@@ -69,7 +70,7 @@ class RunningSet:
 
     def match(self, sequence: Sequence) -> PrefixMatch:
         """Look up the cached prefix; at least one token is left to compute."""
-        path: list[int] = []
+        path = _NO_BLOCKS
         token_bytes = b""
         tree = self.blocks.tree
         if sequence.is_cacheable:
@@ -84,15 +85,16 @@ class RunningSet:
                 path, token_bytes = twin.path, twin.token_bytes
             else:
                 max_matched = (sequence.token_ids.size - 1) // self.page_size
-                path = tree.match(sequence.request.cache_salt, token_bytes, max_matched)
-        num_shared = len(path) - self.blocks.num_cached_among(path)
+                found = tree.match(sequence.request.cache_salt, token_bytes, max_matched)
+                path = np.array(found, np.int32)
+        num_shared = path.size - self.blocks.num_cached_along(path)
         match = PrefixMatch(
             sequence=sequence,
             path=path,
             token_bytes=token_bytes,
             num_new_blocks=sequence.num_initial_blocks(self.page_size) - num_shared,
             num_final_blocks=sequence.max_num_blocks(self.page_size) - num_shared,
-            last_key=tree.key(path[-1]) if path else None,
+            last_key=tree.key(int(path[-1])) if path.size else None,
         )
         if sequence.is_cacheable:
             self._last_match = match
@@ -106,9 +108,9 @@ class RunningSet:
 
     def _is_current(self, match: PrefixMatch) -> bool:
         """Whether the path is in the tree, and can't be longer."""
-        if len(match.path) < (match.sequence.token_ids.size - 1) // self.page_size:
+        if match.path.size < (match.sequence.token_ids.size - 1) // self.page_size:
             return False
-        return not match.path or self.blocks.tree.key(match.path[-1]) is match.last_key
+        return not match.path.size or self.blocks.tree.key(match.path[-1]) is match.last_key
 
     def onboard(self, match: PrefixMatch) -> None:
         """Seat the sequence at the end of the prefill line; its new blocks must be available."""
@@ -117,16 +119,17 @@ class RunningSet:
         path = match.path
         self.blocks.acquire(path)
         num_blocks = sequence.num_initial_blocks(self.page_size)
-        new_blocks = self.blocks.allocate(num_blocks - len(path))
-        table = np.concatenate([np.array(path, np.int32), new_blocks])
-        slot = self.slots.seat(sequence, table)
-        sequence.num_matched_blocks = num_tree_blocks = len(path)
-        if sequence.is_cacheable:
-            num_full = sequence.token_ids.size // self.page_size
-            own = new_blocks[: num_full - len(path)].tolist()
-            parent = path[-1] if path else sequence.request.cache_salt
-            token_bytes = match.token_bytes[4 * self.page_size * len(path) :]
-            shared = self.blocks.share(parent, token_bytes, own, are_computed=False)
+        new_blocks = self.blocks.allocate(num_blocks - path.size)
+        slot = self.slots.seat(sequence, np.concatenate([path, new_blocks]))
+        sequence.num_matched_blocks = num_tree_blocks = path.size
+        num_own = sequence.token_ids.size // self.page_size - path.size
+        if sequence.is_cacheable and num_own > 0:
+            shared = self.blocks.share(
+                int(path[-1]) if path.size else sequence.request.cache_salt,
+                match.token_bytes[_KEY_TYPE.itemsize * self.page_size * path.size :],
+                new_blocks[:num_own].tolist(),
+                are_computed=False,
+            )
             num_tree_blocks += len(shared)
         self.slots.num_tree_blocks[slot] = num_tree_blocks
         sequence.state = SequenceState.PREFILLING

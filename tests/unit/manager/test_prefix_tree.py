@@ -43,10 +43,10 @@ class AllocatorMachine(RuleBasedStateMachine):
             expected += 1
         assert len(path) == expected
         num_new = num_full - len(path)
-        num_cached = self.allocator.num_cached_among(path)
+        num_cached = self.allocator.num_cached_along(np.array(path, np.int32))
         if num_new + num_cached > self.allocator.num_available:
             return
-        self.allocator.acquire(path)
+        self.allocator.acquire(np.array(path, np.int32))
         for index in range(1, len(path) + 1):
             self.last_used.pop(prefix[: index * PAGE_SIZE], None)
         self._expect_evictions(num_new - self.allocator.num_free)
@@ -110,7 +110,7 @@ def test_heap_of_the_tree_stays_small() -> None:
     path = allocator.share("", raw, blocks.tolist(), are_computed=True)
     allocator.release(blocks, path)
     for _ in range(1000):
-        allocator.acquire(path)
+        allocator.acquire(np.array(path, np.int32))
         allocator.release(blocks, path)
     assert allocator.tree.num_heap_entries < 100
     allocator.check_invariants()

@@ -28,10 +28,10 @@ def test_twins_share_one_path() -> None:
     first, second, third = (_sequence(index, _PROMPT) for index in range(3))
     _onboard(running, first)
     match = running.match(second)
-    assert match.path == running.slots.blocks(first.slot)[:2].tolist()
+    assert match.path.tolist() == running.slots.blocks(first.slot)[:2].tolist()
     assert running.match(third).path is match.path
-    assert running.match(_sequence(3, _PROMPT, salt="other")).path == []
-    assert running.match(_sequence(4, [*_PROMPT, 1])).path == match.path
+    assert running.match(_sequence(3, _PROMPT, salt="other")).path.size == 0
+    assert running.match(_sequence(4, [*_PROMPT, 1])).path.tolist() == match.path.tolist()
 
 
 def test_what_was_evicted_is_not_found_again() -> None:
@@ -46,13 +46,13 @@ def test_what_was_evicted_is_not_found_again() -> None:
     stranger = _sequence(2, np.arange(100, 140).tolist())
     _onboard(running, stranger)
     running.release(stranger)
-    assert running.match(_sequence(3, _PROMPT)).path == []
-    assert running.rematch(match).path == []
+    assert running.match(_sequence(3, _PROMPT)).path.size == 0
+    assert running.rematch(match).path.size == 0
 
 
 def test_a_path_that_got_longer_is_found_whole() -> None:
     running = _running_set()
     match = running.match(_sequence(0, _PROMPT))
-    assert match.path == []
+    assert match.path.size == 0
     _onboard(running, _sequence(1, _PROMPT))
     assert len(running.rematch(match).path) == 2

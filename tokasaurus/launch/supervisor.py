@@ -22,6 +22,7 @@ from tokasaurus.launch.child_process import ChildProcess
 from tokasaurus.launch.cpu_share import thread_environment, usable_cores
 from tokasaurus.launch.startup_display import StartupDisplay
 from tokasaurus.launch.topology import ProcessSpec
+from tokasaurus.server.listening import reserve_port
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,8 @@ _POLL_SECONDS = 0.02
 class Supervisor:
     """The processes of one engine, below one private socket directory.
 
+    Construction raises ConfigError if several servers can't share the port.
+
     `start`, then `watch`, then always `stop`. Both of the former raise ProcessFailedError when a
     process fails, with the reason; they return early when a stop has been asked for.
     """
@@ -48,7 +51,10 @@ class Supervisor:
     def __init__(
         self, config: EngineConfig, specs: list[ProcessSpec], display: StartupDisplay
     ) -> None:
-        self._config = config
+        num_servers = sum(spec.role == "server" for spec in specs)
+        self._config, self._reserved_port = (
+            reserve_port(config) if num_servers > 1 else (config, None)
+        )
         self._specs = specs
         self._display = display
         self._children: list[ChildProcess] = []
@@ -121,6 +127,8 @@ class Supervisor:
         self._children.clear()
         self._inbox.close()
         self.addresses.remove()
+        if self._reserved_port is not None:
+            self._reserved_port.close()
 
     def on_child_end(self, child: ChildProcess) -> None:
         """A child has ended without being asked: the engine fails.

@@ -8,7 +8,7 @@ from tokasaurus.config.engine_config import EngineConfig
 from tokasaurus.ipc.addresses import Addresses
 
 SERVER_NAME = "server0"
-"""The one server of an engine, in `Ready` and in logs."""
+"""The server of an engine, or the first of several, in `Ready` and in logs."""
 
 Role = Literal["server", "manager", "worker"]
 
@@ -72,5 +72,13 @@ def build_topology(config: EngineConfig, *, with_server: bool) -> list[ProcessSp
         for dp_rank in range(config.dp_size)
     ]
     if with_server:
-        specs.append(ProcessSpec(name=SERVER_NAME, role="server", num_managers=config.dp_size))
+        specs += [
+            ProcessSpec(
+                name=f"server{index}",
+                role="server",
+                server_index=index,
+                num_managers=config.dp_size,
+            )
+            for index in range(config.server_workers)
+        ]
     return specs

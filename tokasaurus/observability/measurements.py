@@ -1,7 +1,9 @@
 """What was measured so far: plain numbers that one event loop writes and exporters read."""
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+
+import msgspec
 
 from tokasaurus.observability.metrics import CATALOGUE, Metric
 
@@ -61,6 +63,14 @@ class Histogram:
         return self.bounds[-1]
 
 
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """All series of one server process at one time: (metric's name, labels, what it holds)."""
+
+    numbers: list[tuple[str, LabelValues, float]]
+    histograms: list[tuple[str, LabelValues, list[int], float]]
+    """Counts per bucket, and the sum."""
+
+
 class Measurements:
     """All series of the catalogue, made when they are first asked for.
 
@@ -104,3 +114,43 @@ class Measurements:
     def total(self, metric: Metric) -> float:
         """Over all series of a counter or gauge."""
         return sum(number.value for number in self._numbers[metric.name].values())
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot(
+            numbers=[
+                (metric.name, labels, float(number.value))
+                for metric, series in self.numbers()
+                for labels, number in series.items()
+            ],
+            histograms=[
+                (metric.name, labels, list(histogram.counts), histogram.sum)
+                for metric, series in self.histograms()
+                for labels, histogram in series.items()
+            ],
+        )
+
+    def become_total(self, snapshots: Sequence[Snapshot]) -> None:
+        """Show what these make together, instead of what was here."""
+        for numbers in self._numbers.values():
+            numbers.clear()
+        for histograms in self._histograms.values():
+            histograms.clear()
+        for snapshot in snapshots:
+            for name, labels, value in snapshot.numbers:
+                self._add_number(_BY_NAME[name], labels, value)
+            for name, labels, counts, total in snapshot.histograms:
+                histogram = self.histogram(_BY_NAME[name], *labels)
+                histogram.counts = [a + b for a, b in zip(histogram.counts, counts, strict=True)]
+                histogram.sum += total
+
+    def _add_number(self, metric: Metric, labels: LabelValues, value: float) -> None:
+        series = self._numbers[metric.name]
+        if labels not in series:
+            self.number(metric, *labels).value = value
+        elif metric.over_servers == "sum":
+            series[labels].value += value
+        elif metric.over_servers == "least":
+            series[labels].value = min(series[labels].value, value)
+
+
+_BY_NAME = {metric.name: metric for metric in CATALOGUE}

@@ -19,6 +19,8 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True):
     labels: tuple[str, ...] = ()
     bounds: tuple[float, ...] = ()
     """Of a histogram's buckets: ascending, each including its bound; +Inf comes on top."""
+    over_servers: Literal["sum", "same", "least"] = "sum"
+    """What the values of several server processes make together; "same": managers told all."""
 
 
 _LATENCY_BOUNDS = (
@@ -39,11 +41,27 @@ def _histogram(name: str, text: str, bounds: tuple[float, ...], *labels: str) ->
 
 
 def _counter(name: str, text: str, *labels: str) -> Metric:
-    return Metric(name=f"tokasaurus_{name}_total", kind="counter", help=text, labels=labels)
+    return Metric(
+        name=f"tokasaurus_{name}_total",
+        kind="counter",
+        help=text,
+        labels=labels,
+        over_servers=_over_servers(labels),
+    )
 
 
 def _gauge(name: str, text: str, *labels: str) -> Metric:
-    return Metric(name=f"tokasaurus_{name}", kind="gauge", help=text, labels=labels)
+    return Metric(
+        name=f"tokasaurus_{name}",
+        kind="gauge",
+        help=text,
+        labels=labels,
+        over_servers=_over_servers(labels),
+    )
+
+
+def _over_servers(labels: tuple[str, ...]) -> Literal["sum", "same"]:
+    return "same" if labels == _PER_REPLICA else "sum"
 
 
 TIME_TO_FIRST_TOKEN = _histogram(
@@ -125,7 +143,9 @@ PREFIX_HITS = _gauge(
     "Share of all prompt tokens so far whose KV was found in the cache.",
     *_PER_REPLICA,
 )
-IN_FLIGHT = _gauge("requests_in_flight", "Samples that this server has submitted and not ended.")
-READY = _gauge("ready", "1 if requests are taken, else 0.")
+IN_FLIGHT = _gauge("requests_in_flight", "Samples that are submitted and have not ended.")
+READY = msgspec.structs.replace(
+    _gauge("ready", "1 if requests are taken, else 0."), over_servers="least"
+)
 
 CATALOGUE = tuple(value for value in list(globals().values()) if isinstance(value, Metric))

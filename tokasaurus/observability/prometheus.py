@@ -1,6 +1,8 @@
-"""Measurements in Prometheus' text format, with the process's own CPU time and memory."""
+"""Measurements in Prometheus' text format, with the server processes' CPU time and memory."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector
 from prometheus_client.core import (
@@ -18,17 +20,46 @@ from tokasaurus.observability.measurements import Measurements
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
-class PrometheusExporter:
-    """Shows one process's measurements."""
+_START_TIME = "process_start_time_seconds"
 
-    def __init__(self, measurements: Measurements) -> None:
+
+class PrometheusExporter:
+    """Shows measurements, and what the system says about the processes that measured."""
+
+    def __init__(self, measurements: Measurements, pids: Sequence[int] = ()) -> None:
+        """`pids`: of the processes; none: this one's."""
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_MeasurementCollector(measurements))
-        ProcessCollector(registry=self._registry)
+        self._registry.register(_ProcessSum(pids or [os.getpid()]))
 
     def render(self) -> bytes:
         """The body of a response of type CONTENT_TYPE."""
         return generate_latest(self._registry)
+
+
+class _ProcessSum(Collector):
+    """The process metrics of several processes together: sums, and the earliest start."""
+
+    def __init__(self, pids: Sequence[int]) -> None:
+        # A registry of its own: the collector would enter itself into the global one.
+        self._collectors = [
+            ProcessCollector(pid=partial(int, pid), registry=CollectorRegistry()) for pid in pids
+        ]
+
+    def collect(self) -> Iterator[Metric]:
+        families: dict[str, Metric] = {}
+        for collector in self._collectors:
+            for family in collector.collect():
+                known = families.get(family.name)
+                if known is None:
+                    families[family.name] = family
+                else:
+                    together = min if family.name == _START_TIME else sum
+                    known.samples = [
+                        ours._replace(value=together((ours.value, theirs.value)))
+                        for ours, theirs in zip(known.samples, family.samples, strict=True)
+                    ]
+        yield from families.values()
 
 
 class _MeasurementCollector(Collector):

@@ -4,6 +4,7 @@ from fastapi import FastAPI
 from starlette.routing import BaseRoute
 
 from tokasaurus import __version__
+from tokasaurus.server.batches.forwarding import ForwardToLeader, answer_forwarded
 from tokasaurus.server.batches.item_runner import ItemRunner
 from tokasaurus.server.batches.service import BatchService
 from tokasaurus.server.direct_routes import DirectRoutes
@@ -77,8 +78,18 @@ def create_app(state: ServerState) -> FastAPI:
     settings = state.batch_settings
     paths = [getattr(endpoint, "path", "") for endpoint in endpoints]
     state.item_runner = ItemRunner(app, paths, state.engine, settings.max_in_flight)
-    state.batch_service = BatchService(settings, state.item_runner, state.max_body_bytes)
+    peers = state.peers
+    state.batch_service = BatchService(settings, state.item_runner, state.max_body_bytes, peers)
     app.add_middleware(DirectRoutes, routes=endpoints)
+    if peers is not None and peers.leads:
+        answer_forwarded(app, peers)
+    elif peers is not None:
+        app.add_middleware(
+            ForwardToLeader,
+            routes=batches.router.routes,
+            peers=peers,
+            max_body_bytes=state.max_body_bytes,
+        )
     if state.tracer is not None:
         app.add_middleware(RequestTracing, tracer=state.tracer)
     state.access.install(app, state.engine.metrics.measurements)

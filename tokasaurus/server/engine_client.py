@@ -40,6 +40,7 @@ from tokasaurus.server.engine_channels import EngineChannels
 from tokasaurus.server.engine_metrics import EngineMetrics
 from tokasaurus.server.generation import Generation
 from tokasaurus.server.load_balancer import LoadBalancer
+from tokasaurus.server.peers import Peers
 from tokasaurus.server.request_building import (
     ModelLimits,
     build_embedding_request,
@@ -87,12 +88,13 @@ class EngineClient:
         max_in_flight: int | None = None,
         default_timeout_seconds: float | None = None,
         channels: EngineChannels | None = None,
+        peers: Peers | None = None,
     ) -> None:
         """`eos_token_ids`: as the model's configuration says; empty: the tokenizer's.
 
         `max_in_flight` bounds the samples accepted and not finished; None: no bound.
         `default_timeout_seconds` is for requests that give no `timeout`; None: they have no end.
-        `channels` replace the sockets that `start` would open.
+        `channels` replace the sockets that `start` would open. `peers` get what other servers say.
         """
         self._addresses = addresses
         self._server_index = server_index
@@ -102,6 +104,7 @@ class EngineClient:
         self._max_in_flight = max_in_flight
         self._default_timeout_seconds = default_timeout_seconds
         self._channels = channels
+        self._peers = peers
         self._balancer = LoadBalancer(num_managers)
         self._in_flight: dict[int, tuple[Generation, RequestGroup]] = {}
         self._request_ids = itertools.count(server_index << _REQUEST_ID_BITS)
@@ -323,6 +326,9 @@ class EngineClient:
             case Shutdown():
                 self.was_told_to_stop = True
                 self.fail(EngineFailedError("The engine is shutting down; try again."))
+            case _:
+                assert self._peers is not None, "a lone server has no peers"
+                self._peers.receive(message)
 
     def _handle_ready(self, message: ManagerReady) -> None:
         self._ready[message.dp_rank] = message
@@ -342,28 +348,25 @@ class EngineClient:
         touched: set[RequestGroup] = set()
         stopped: list[int] = []
         metrics, now = self.metrics, time.monotonic()
-        metrics.note_batch(outputs.dp_rank, len(outputs.request_ids))
         news: list[tuple[Generation, int]] = []
         token_ids = outputs.token_ids.tolist()
-        in_flight = self._in_flight
         start = 0
         for request_id, num_tokens in zip(
             outputs.request_ids.tolist(), outputs.num_tokens.tolist(), strict=True
         ):
             end = start + num_tokens
-            entry = in_flight.get(request_id)
+            entry = self._in_flight.get(request_id)
             if entry is not None:
                 generation, group = entry
                 if generation.finish_reason is None and not generation.is_stopped:
-                    logprobs = token_logprobs.get(request_id, ()) if token_logprobs else ()
-                    generation.add_tokens(token_ids[start:end], logprobs)
+                    generation.add_tokens(token_ids[start:end], token_logprobs.get(request_id, ()))
                     if generation.is_stopped:
                         stopped.append(request_id)
                     news.append((generation, num_tokens))
                     group.note(generation)
                     touched.add(group)
             start = end
-        metrics.note_tokens(news, now)
+        metrics.note_tokens(outputs.dp_rank, len(outputs.request_ids), news, now)
         if outputs.embedding_ids is not None and outputs.embeddings is not None:
             embedded = zip(outputs.embedding_ids.tolist(), outputs.embeddings, strict=True)
             for request_id, vector in embedded:

@@ -40,18 +40,13 @@ class EngineMetrics:
         self._output_tokens = histogram(metrics.REQUEST_OUTPUT_TOKENS)
         self._batch_sizes: dict[int, Histogram] = {}
 
-    def note_batch(self, dp_rank: int, num_sequences: int) -> None:
-        """A message with tokens of so many sequences has come."""
-        if not num_sequences:
-            return
-        sizes = self._batch_sizes.get(dp_rank)
-        if sizes is None:
-            sizes = self.measurements.histogram(metrics.BATCH_SIZE, str(dp_rank))
-            self._batch_sizes[dp_rank] = sizes
-        sizes.observe(num_sequences)
-
-    def note_tokens(self, news: list[tuple[Generation, int]], now: float) -> None:
-        """Samples that run, and how many tokens have come together for each of them."""
+    def note_tokens(
+        self, dp_rank: int, num_sequences: int, news: list[tuple[Generation, int]], now: float
+    ) -> None:
+        """A message has come with tokens of so many sequences: samples that still run, and how many
+        tokens each of them got."""
+        if num_sequences:
+            self._batch_sizes_of(dp_rank).observe(num_sequences)
         intervals: dict[tuple[float, int], int] = {}
         for generation, num_tokens in news:
             if not num_tokens:
@@ -65,6 +60,13 @@ class EngineMetrics:
         # Most samples had their last tokens by the same message.
         for (last, num_tokens), count in intervals.items():
             self._inter_token_latency.observe((now - last) / num_tokens, num_tokens * count)
+
+    def _batch_sizes_of(self, dp_rank: int) -> Histogram:
+        sizes = self._batch_sizes.get(dp_rank)
+        if sizes is None:
+            sizes = self.measurements.histogram(metrics.BATCH_SIZE, str(dp_rank))
+            self._batch_sizes[dp_rank] = sizes
+        return sizes
 
     def note_finished(
         self, generation: Generation, now: float, queue_seconds: float | None = None

@@ -1,14 +1,25 @@
 """The socket that a server listens on, bound before anything slow starts."""
 
 import socket
+import sys
 
+from tokasaurus.config.engine_config import EngineConfig
 from tokasaurus.errors import ConfigError
 
 _ANY_ADDRESSES = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not bound to
 
 
-def bind_socket(host: str, port: int) -> socket.socket:
-    """Bound, not yet listening; port 0 takes a free one. Raises ConfigError if it can't be had."""
+def bind_socket(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """Bound, not yet listening; port 0 takes a free one. Raises ConfigError if it can't be had.
+
+    `shared`: others that say so, too, may bind to the same port; the kernel spreads connections
+    evenly over those that listen.
+    """
+    if shared and sys.platform != "linux":
+        raise ConfigError(
+            "server_workers above 1 needs Linux, where the kernel spreads connections over the "
+            "processes that listen; leave it out."
+        )
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -17,6 +28,8 @@ def bind_socket(host: str, port: int) -> socket.socket:
         raise ConfigError(f"host {host!r} is not an address of this machine: {error}.") from error
     bound = socket.socket(family, kind, protocol)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         bound.bind(address)
     except OSError as error:
@@ -40,3 +53,17 @@ def url_of(host: str, bound: socket.socket, *, is_tls: bool = False) -> str:
     scheme = "https" if is_tls else "http"
     name = f"[{reachable}]" if ":" in reachable else reachable
     return f"{scheme}://{name}:{port}"
+
+
+def reserve_port(config: EngineConfig) -> tuple[EngineConfig, socket.socket | None]:
+    """Options that name the port that several servers are going to share, and a socket that keeps
+    it until it is closed; a lone server finds its port by itself.
+
+    Raises ConfigError if the port is taken.
+    """
+    if config.server_workers == 1:
+        return config, None
+    # Sockets that share a port would join those of another engine: it has to be all ours at first.
+    bind_socket(config.host, config.port).close()
+    reserved = bind_socket(config.host, config.port, shared=True)
+    return config.replace(port=reserved.getsockname()[1]), reserved

@@ -25,6 +25,7 @@ from tokasaurus.server.batches.settings import BatchSettings
 from tokasaurus.server.engine_client import EngineClient
 from tokasaurus.server.listening import bind_socket, cannot_listen, url_of
 from tokasaurus.server.output_format import OutputFormat
+from tokasaurus.server.peers import Peers
 from tokasaurus.server.pooling_choice import read_pooling
 from tokasaurus.server.state import ServerState
 from tokasaurus.server.stats_reporter import StatsReporter
@@ -50,7 +51,8 @@ def run_server(
     name = f"server{server_index}"
     supervisor = ZmqOutbox(addresses.supervisor())
     try:
-        with bind_socket(config.host, config.port) as bound:
+        is_shared = config.server_workers > 1
+        with bind_socket(config.host, config.port, shared=is_shared) as bound:
             supervisor.send(Progress(process=name, phase="load", text="tokenizer"))
             tls = TlsFiles.of(config)
             state = _load(config, addresses, server_index, num_managers)
@@ -76,14 +78,17 @@ def _load(
     folder = resolve_model(config.model)
     tokenizer_folder = resolve_tokenizer(config.model, config.tokenizer)
     tokenizer = Tokenizer.load(tokenizer_folder)
+    num_servers = config.server_workers
+    peers = Peers(server_index, num_servers, addresses) if num_servers > 1 else None
     engine = EngineClient(
         addresses,
         server_index,
         num_managers,
         tokenizer=tokenizer,
         eos_token_ids=read_model_config(folder).eos_token_ids,
-        max_in_flight=config.max_queued_requests,
+        max_in_flight=max(1, config.max_queued_requests // num_servers),
         default_timeout_seconds=config.request_timeout_seconds,
+        peers=peers,
     )
     chat_template = ChatTemplate.load(
         tokenizer_folder,
@@ -108,6 +113,7 @@ def _load(
         max_body_bytes=config.max_body_bytes,
         stream_stall_seconds=config.stream_stall_seconds,
         batch_settings=BatchSettings.of(config),
+        peers=peers,
     )
 
 
@@ -149,13 +155,17 @@ async def _serve(
         loop.add_signal_handler(number, stop.set)
     engine = state.engine
     stopper = asyncio.create_task(_stop_when_asked(server, stop, engine))
-    reporter = asyncio.create_task(_reporter(config, engine).run())
+    reporter = _reporter(config, state)
+    reporting = None if reporter is None else asyncio.create_task(reporter.run())
     try:
         await _run_until_done(config, state, server, bound, stop)
     finally:
         stopper.cancel()
-        reporter.cancel()
+        if reporting is not None:
+            reporting.cancel()
         await state.batch_service.close()
+        if state.peers is not None:
+            state.peers.close()
         await engine.close()
         state.encoding_pool.close()
         if state.tracer is not None:
@@ -165,10 +175,13 @@ async def _serve(
         raise engine.failure
 
 
-def _reporter(config: EngineConfig, engine: EngineClient) -> StatsReporter:
-    address = config.statsd_addr
-    statsd = StatsdSender(address, engine.metrics.measurements) if address is not None else None
-    return StatsReporter(engine, config.stats_interval_seconds, statsd)
+def _reporter(config: EngineConfig, state: ServerState) -> StatsReporter | None:
+    """One server reports for all."""
+    if state.peers is not None and not state.peers.leads:
+        return None
+    address, totals = config.statsd_addr, state.totals
+    statsd = StatsdSender(address, totals.measurements) if address is not None else None
+    return StatsReporter(totals, config.stats_interval_seconds, statsd)
 
 
 async def _run_until_done(
@@ -179,6 +192,8 @@ async def _run_until_done(
     stop: asyncio.Event,
 ) -> None:
     engine = state.engine
+    if state.peers is not None:
+        state.peers.start()
     starting = asyncio.create_task(engine.start(config.ready_timeout_seconds))
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)

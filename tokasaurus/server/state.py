@@ -15,8 +15,11 @@ from tokasaurus.server.batches.settings import BatchSettings
 from tokasaurus.server.engine_client import EngineClient
 from tokasaurus.server.errors import ServerNotReadyError
 from tokasaurus.server.output_format import OutputFormat
+from tokasaurus.server.peers import Peers
 from tokasaurus.server.pooling_choice import DEFAULT_POOLING
+from tokasaurus.server.responses.sharing import SharedResponses
 from tokasaurus.server.responses.store import ResponseStore
+from tokasaurus.server.totals import Totals
 from tokasaurus.tokenization.chat_template import ChatTemplate
 from tokasaurus.tokenization.encoding_pool import EncodingPool
 from tokasaurus.tokenization.tokenizer import Tokenizer
@@ -45,7 +48,16 @@ class ServerState:
     item_runner: ItemRunner = field(init=False)
     """Of the app that serves this state, as is `batch_service`."""
     batch_service: BatchService = field(init=False)
+    peers: Peers | None = None
+    """The other servers of the engine; None if there are none."""
+    shared_responses: SharedResponses = field(init=False)
+    """`responses` and those of the other servers."""
+    totals: Totals = field(init=False)
     started_at: int = field(default_factory=lambda: int(time.time()))
+
+    def __post_init__(self) -> None:
+        self.shared_responses = SharedResponses(self.responses, self.peers)
+        self.totals = Totals(self.engine, self.peers)
 
     def check_model(self, name: str | None) -> None:
         """Raises ModelNotFoundError unless this server serves it."""

@@ -5,10 +5,11 @@ import logging
 import time
 
 from tokasaurus.observability import metrics
-from tokasaurus.observability.measurements import Histogram
+from tokasaurus.observability.measurements import Histogram, Measurements
 from tokasaurus.observability.metrics import Metric
 from tokasaurus.observability.statsd import StatsdSender
-from tokasaurus.server.engine_client import EngineClient
+from tokasaurus.server.errors import ServerNotReadyError
+from tokasaurus.server.totals import Totals
 
 log = logging.getLogger(__name__)
 
@@ -22,28 +23,35 @@ _COUNTED = (
 
 
 class StatsReporter:
-    """Reports on one engine client."""
+    """Of several servers, one reports on all."""
 
     def __init__(
-        self, engine: EngineClient, interval_seconds: float, statsd: StatsdSender | None
+        self, totals: Totals, interval_seconds: float, statsd: StatsdSender | None
     ) -> None:
-        self._engine = engine
+        self._totals = totals
         self._interval_seconds = interval_seconds
         self._statsd = statsd
-        self._lines = StatsLines(engine)
+        self._lines = StatsLines(totals.measurements)
 
     async def run(self) -> None:
         """Until cancelled; then it sends to statsd what is left."""
         try:
             while True:
                 await asyncio.sleep(self._interval_seconds)
-                self._report()
+                await self.report()
         finally:
+            self._totals.refresh_own()
             self._send()
             if self._statsd is not None:
                 self._statsd.close()
 
-    def _report(self) -> None:
+    async def report(self) -> None:
+        """Say how things went since the last time."""
+        try:
+            await self._totals.refresh()
+        except ServerNotReadyError as error:
+            log.warning("no statistics: %s", error)
+            return
         line = self._lines.next(time.monotonic())
         if line is not None:
             log.info(line)
@@ -51,16 +59,14 @@ class StatsReporter:
 
     def _send(self) -> None:
         if self._statsd is not None:
-            self._engine.refresh_metrics()
             self._statsd.send()
 
 
 class StatsLines:
     """Each line is about the time since the one before."""
 
-    def __init__(self, engine: EngineClient) -> None:
-        self._engine = engine
-        self._measurements = engine.metrics.measurements
+    def __init__(self, measurements: Measurements) -> None:
+        self._measurements = measurements
         self._before = self._totals()
         self._first_tokens_before = self._first_tokens()
         self._since = time.monotonic()
@@ -73,9 +79,9 @@ class StatsLines:
         first = first_tokens.minus(self._first_tokens_before)
         seconds = max(now - self._since, 1e-9)
         self._before, self._first_tokens_before, self._since = totals, first_tokens, now
-        if not any(news.values()) and not self._engine.num_in_flight:
-            return None
         total = self._measurements.total
+        if not any(news.values()) and not total(metrics.IN_FLIGHT):
+            return None
         prompt, blocks = news[metrics.PROMPT_TOKENS], total(metrics.KV_BLOCKS)
         parts = [
             f"{total(metrics.RUNNING):.0f} running",

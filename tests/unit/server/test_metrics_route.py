@@ -106,7 +106,7 @@ def test_managers_are_told_apart() -> None:
 
 def test_the_line_is_about_the_interval() -> None:
     async def check(server: TinyServer) -> None:
-        lines = StatsLines(server.state.engine)
+        lines = StatsLines(server.state.totals.measurements)
         start = lines._since
         assert lines.next(start + 10) is None
         await server.complete(max_tokens=4)
@@ -127,9 +127,9 @@ def test_the_line_is_about_the_interval() -> None:
 def test_the_reporter_logs_and_needs_no_statsd(caplog: pytest.LogCaptureFixture) -> None:
     async def check(server: TinyServer) -> None:
         caplog.set_level(logging.INFO, logger="tokasaurus")
-        reporter = StatsReporter(server.state.engine, 60.0, None)
+        reporter = StatsReporter(server.state.totals, 60.0, None)
         await server.complete(max_tokens=4)
-        reporter._report()
+        await reporter.report()
         assert "1 finished" in caplog.text
 
     run(check)

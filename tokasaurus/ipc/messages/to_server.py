@@ -100,4 +100,22 @@ class ManagerStats(msgspec.Struct, frozen=True, kw_only=True, tag="manager_stats
     num_recompiles: int = 0
 
 
-ToServer = ManagerReady | EngineOutputs | ManagerStats | Shutdown
+class PeerQuestion(msgspec.Struct, frozen=True, kw_only=True, tag="peer_question"):
+    """From another server of the engine; exactly one `PeerAnswer` goes back to it."""
+
+    server_index: int
+    """Who asks."""
+    question_id: int
+    name: str
+    payload: bytes = b""
+
+
+class PeerAnswer(msgspec.Struct, frozen=True, kw_only=True, tag="peer_answer"):
+    """To the question of that id."""
+
+    question_id: int
+    payload: bytes = b""
+    has_failed: bool = False
+
+
+ToServer = ManagerReady | EngineOutputs | ManagerStats | Shutdown | PeerQuestion | PeerAnswer

@@ -18,8 +18,10 @@ class Answer(NamedTuple):
     body: bytes
 
 
-async def call(app: ASGIApp, path: str, body: bytes) -> Answer:
-    """POST a JSON body. Cancelling it cancels what the request does."""
+async def call(
+    app: ASGIApp, path: str, body: bytes, *, method: str = "POST", query: bytes = b""
+) -> Answer:
+    """Send a JSON body. Cancelling it cancels what the request does."""
     request_id = f"req_{uuid.uuid4().hex}"
     begun: list[int] = []
     parts: list[bytes] = []
@@ -41,12 +43,12 @@ async def call(app: ASGIApp, path: str, body: bytes) -> Answer:
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
         "http_version": "1.1",
-        "method": "POST",
+        "method": method,
         "scheme": "http",
         "path": path,
         "raw_path": path.encode(),
         "root_path": "",
-        "query_string": b"",
+        "query_string": query,
         "headers": [(b"content-type", b"application/json")],
         "client": None,
         "server": None,
@@ -57,7 +59,7 @@ async def call(app: ASGIApp, path: str, body: bytes) -> Answer:
         await app(scope, receive, send)
     except Exception:
         # The framework raises our bugs again after it has answered them.
-        log.exception("%s failed on %s of a batch", path, request_id)
+        log.exception("%s failed on %s, which the server asked itself", path, request_id)
         if not begun:
             raise
     return Answer(begun[0], request_id, b"".join(parts))

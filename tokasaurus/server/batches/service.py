@@ -1,6 +1,8 @@
 """All files and batches of a server: opened when first needed, or when an earlier server left some.
 
 A batch that runs lives here, and its document in the store follows; all others only in the store.
+Of the servers of an engine, the leading one owns the state directory and runs all batches; the
+others read and write files in it.
 """
 
 import asyncio
@@ -14,12 +16,14 @@ from tokasaurus.server.batches.item_runner import ItemRunner
 from tokasaurus.server.batches.run import BatchRun
 from tokasaurus.server.batches.settings import BatchSettings
 from tokasaurus.server.errors import ServerNotReadyError
+from tokasaurus.server.peers import Peers
 from tokasaurus.server.schemas.batches import Batch, BatchRequest
 from tokasaurus.server.store.database import Page
 from tokasaurus.server.store.store import Store
 
 log = logging.getLogger(__name__)
 
+_OPEN_QUESTION = "open the store"
 _MAX_RUNNING = 16
 """Batches that work at a time; later ones wait."""
 _WINDOW = re.compile(r"(\d{1,6})([smhd])")
@@ -32,21 +36,31 @@ _MAX_METADATA = (16, 64, 512)
 class BatchService:
     """Belongs to one event loop."""
 
-    def __init__(self, settings: BatchSettings, items: ItemRunner, max_line_bytes: int) -> None:
+    def __init__(
+        self,
+        settings: BatchSettings,
+        items: ItemRunner,
+        max_line_bytes: int,
+        peers: Peers | None = None,
+    ) -> None:
         self.settings = settings
         self._items = items
         self._max_line_bytes = max_line_bytes
-        self._store = Store(settings.state_dir)
+        self._peers = peers
+        self._leads = peers is None or peers.leads
+        self._store = Store(settings.state_dir, is_guest=not self._leads)
         self._opening = asyncio.Lock()
         self._is_open = False
         self._is_closed = False
         self._room = asyncio.Semaphore(_MAX_RUNNING)
         self._runs: dict[str, BatchRun] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        if peers is not None:
+            peers.answer_with(_OPEN_QUESTION, self._answer_open)
 
     async def resume(self) -> None:
         """Go on with what an earlier server left, if there is something. Never raises."""
-        if not self._store.exists:
+        if not self._leads or not self._store.exists:
             return
         try:
             await self.store()
@@ -59,15 +73,30 @@ class BatchService:
             if self._is_closed:
                 raise ServerNotReadyError("The server is shutting down; try again.")
             if not self._is_open:
-                try:
-                    await self._store.open()
-                except ConfigError as error:
-                    raise ServerNotReadyError(str(error)) from error
+                await self._open()
                 self._is_open = True
-                for batch in await self._store.active_batches():
+                for batch in await self._store.active_batches() if self._leads else ():
                     log.info("Going on with %s, which is %s", batch.id, batch.status)
                     self._start(batch)
         return self._store
+
+    async def _open(self) -> None:
+        if self._peers is not None and not self._leads:
+            reason = await self._peers.ask(0, _OPEN_QUESTION)
+            if reason:
+                raise ServerNotReadyError(reason.decode())
+        try:
+            await self._store.open()
+        except ConfigError as error:
+            raise ServerNotReadyError(str(error)) from error
+
+    async def _answer_open(self, payload: bytes) -> bytes:  # noqa: ARG002
+        """Why the store can't be had; nothing if it is open."""
+        try:
+            await self.store()
+        except ServerNotReadyError as error:
+            return str(error).encode()
+        return b""
 
     async def close(self) -> None:
         """Leave what runs to the next server."""

@@ -20,10 +20,9 @@ class BatchSettings:
     @classmethod
     def of(cls, config: EngineConfig) -> "BatchSettings":
         folder = config.state_dir
+        queue = config.max_queued_requests // config.server_workers
         return cls(
             state_dir=default_state_dir() if folder is None else Path(folder).expanduser(),
             max_file_bytes=config.max_file_bytes,
-            max_in_flight=min(
-                config.batch_max_in_flight, max(1, config.max_queued_requests // _SHARE_OF_QUEUE)
-            ),
+            max_in_flight=min(config.batch_max_in_flight, max(1, queue // _SHARE_OF_QUEUE)),
         )

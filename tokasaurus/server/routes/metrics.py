@@ -15,7 +15,7 @@ router = APIRouter(tags=["operations"])
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 async def metrics(request: Request) -> Response:
-    engine = state_of(request).engine
-    engine.refresh_metrics()
-    body = PrometheusExporter(engine.metrics.measurements).render()
+    totals = state_of(request).totals
+    await totals.refresh()
+    body = PrometheusExporter(totals.measurements, totals.pids).render()
     return Response(body, headers={"content-type": CONTENT_TYPE})

@@ -7,6 +7,7 @@ from tokasaurus.errors import InvalidRequestError
 from tokasaurus.server.body import parse_body
 from tokasaurus.server.chat_turns import ChatTurn, start_turn
 from tokasaurus.server.openapi import answers, takes
+from tokasaurus.server.parameter_names import parameters_called
 from tokasaurus.server.responses.conversation import input_messages, response_tools
 from tokasaurus.server.responses.writing import ResponseWriter
 from tokasaurus.server.schemas.responses import DeletedResponse, ModelResponse, ResponsesRequest
@@ -16,6 +17,8 @@ from tokasaurus.server.tools.tool_choice import tool_use_of
 from tokasaurus.server.whole_response import CLIENT_CLOSED_REQUEST, finish_all
 
 router = APIRouter(tags=["responses"])
+
+_NAMES = {"max_tokens": "max_output_tokens", "messages": "input"}
 
 
 @router.post(
@@ -30,10 +33,13 @@ async def create_response(request: Request) -> Response:
     state.check_ready()
     state.check_model(body.model)
     body.check()
-    params = body.sampling_params()
+    with parameters_called(_NAMES):
+        params = body.sampling_params()
     conversation = input_messages(body.input)
     if body.previous_response_id is not None:
-        previous = state.responses.get(body.previous_response_id, param="previous_response_id")
+        previous = await state.shared_responses.get(
+            body.previous_response_id, param="previous_response_id"
+        )
         conversation = [*previous.messages, *conversation]
     messages = conversation
     if body.instructions is not None:
@@ -47,7 +53,8 @@ async def create_response(request: Request) -> Response:
             parallel=body.parallel_tool_calls is not False,
         ),
     )
-    running = await start_turn(state, turn, stream=bool(body.stream))
+    with parameters_called(_NAMES):
+        running = await start_turn(state, turn, stream=bool(body.stream))
     writer = ResponseWriter(state, body, running, conversation)
     if body.stream:
         return EventStream(
@@ -76,7 +83,7 @@ async def retrieve_response(request: Request, response_id: str) -> Response:
             param=name[:64],
             code="unsupported_parameter",
         )
-    stored = state_of(request).responses.get(response_id)
+    stored = await state_of(request).shared_responses.get(response_id)
     return Response(stored.response, media_type="application/json")
 
 
@@ -86,7 +93,7 @@ async def retrieve_response(request: Request, response_id: str) -> Response:
     responses=answers(DeletedResponse),
 )
 async def delete_response(request: Request, response_id: str) -> Response:
-    state_of(request).responses.delete(response_id)
+    await state_of(request).shared_responses.delete(response_id)
     return Response(
         msgspec.json.encode(DeletedResponse(id=response_id)), media_type="application/json"
     )

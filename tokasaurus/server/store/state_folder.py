@@ -16,10 +16,12 @@ def default_state_dir() -> Path:
 
 
 class StateFolder:
-    """One server at a time uses it; nothing is made before `open`."""
+    """One engine at a time uses it; nothing is made before `open`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, is_guest: bool = False) -> None:
+        """`is_guest`: another server of the engine has opened it, and keeps it open longer."""
         self.path = path
+        self._is_guest = is_guest
         self._lock: int | None = None
 
     @property
@@ -43,7 +45,9 @@ class StateFolder:
         return self.path / "batches" / f"{batch_id}.errors.jsonl"
 
     def open(self) -> None:
-        """Raises ConfigError if it can't be had: not writable, or in use by another server."""
+        """Raises ConfigError if it can't be had: not writable, or in use by another engine."""
+        if self._is_guest:
+            return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             for folder in (self.path, *(self.path / part for part in _PARTS)):

@@ -21,8 +21,9 @@ R = TypeVar("R")
 class Store:
     """Call `open` before anything else."""
 
-    def __init__(self, path: Path) -> None:
-        self.folder = StateFolder(path)
+    def __init__(self, path: Path, *, is_guest: bool = False) -> None:
+        """`is_guest`: another server of the engine has opened it."""
+        self.folder = StateFolder(path, is_guest=is_guest)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._database: Database | None = None
 

@@ -32,8 +32,6 @@ class EngineConfig(StrictConfig):
     """Address to listen on; 0.0.0.0 lets other machines in."""
     port: int = 10210
     """Port to listen on; 0 takes a free one."""
-    server_workers: int = 1
-    """Server processes that share the port; more than one needs Linux."""
     max_queued_requests: int = 16384
     """Most samples (prompts times n) accepted and not finished; further requests get a 429."""
     max_body_bytes: int = 33554432
@@ -78,6 +76,11 @@ class EngineConfig(StrictConfig):
     """Attention implementation, such as torch, cpu or flashinfer; auto: the fastest that works."""
     cpu_kernels: bool = True
     """On a CPU, compute with our own C++ kernels, which are compiled once per machine."""
+    quantization: Literal["none", "int8", "int8_weight_only", "int4_weight_only"] = "none"
+    """Weights in few bits, made from the checkpoint's at start, on CPUs. int8 rounds activations,
+    too, and is the fastest for batches; the others leave them and suit single streams."""
+    quantization_group_size: int | None = None
+    """Inputs that share a scale in int4_weight_only: 32, 64 or 128; None: 32."""
     torch_compile: bool = False
     """Compile native decoders with torch.compile; start-up takes longer. On a CPU with
     cpu_kernels=F."""
@@ -161,6 +164,7 @@ class EngineConfig(StrictConfig):
                 "sequence takes one token of each forward pass."
             )
         self._check_compilation()
+        self._check_quantization()
         if self.kv_cache_num_tokens is not None and self.kv_cache_num_tokens < self.page_size:
             raise ConfigError(
                 f"kv_cache_num_tokens ({self.kv_cache_num_tokens}) must hold at least one block "
@@ -175,6 +179,30 @@ class EngineConfig(StrictConfig):
             raise ConfigError(
                 "torch_compile=T and cpu_kernels=T contradict each other on a CPU: the kernels "
                 "run all layers in one call. Set cpu_kernels=F or torch_compile=F."
+            )
+
+    def _check_quantization(self) -> None:
+        if self.quantization_group_size is not None:
+            if self.quantization != "int4_weight_only":
+                raise ConfigError(
+                    "quantization_group_size has no effect without quantization=int4_weight_only."
+                )
+            if self.quantization_group_size not in (32, 64, 128):
+                raise ConfigError(
+                    "quantization_group_size must be 32, 64 or 128, "
+                    f"not {self.quantization_group_size}."
+                )
+        if self.quantization == "none":
+            return
+        if self.device == "cuda":
+            raise ConfigError(
+                f"quantization={self.quantization} runs on CPUs alone; set device=cpu or leave it "
+                "at none."
+            )
+        if not self.cpu_kernels or self.attention_backend not in ("auto", "cpu"):
+            raise ConfigError(
+                f"quantization={self.quantization} needs the CPU kernels; set cpu_kernels=T and "
+                "attention_backend=cpu or leave it at none."
             )
 
     def _check_ranges(self) -> None:
@@ -203,7 +231,6 @@ _ABOVE_ZERO = (
     "stats_interval_seconds",
 )
 _LEAST = {
-    "server_workers": 1,
     "max_queued_requests": 1,
     "max_body_bytes": 1,
     "max_file_bytes": 1,

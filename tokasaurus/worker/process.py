@@ -29,6 +29,7 @@ from tokasaurus.ipc.messages.to_worker import ToWorker
 from tokasaurus.model.attention.backend import CausalModel
 from tokasaurus.model.kernels.loader import kernels_available
 from tokasaurus.model.parallel import ALONE, ParallelContext, PeerLostError
+from tokasaurus.model.quantization.scheme import quantization_scheme
 from tokasaurus.model.registry import FAMILIES, load_model
 from tokasaurus.tokenization.tokenizer import Tokenizer
 from tokasaurus.worker.forward_pass import ForwardOptions
@@ -98,6 +99,7 @@ def build_runner(
         device=device,
         attention_backend=config.attention_backend,
         cpu_kernels=config.cpu_kernels,
+        quantization=quantization_scheme(config.quantization, config.quantization_group_size),
         page_size=config.page_size,
         kv_cache_num_tokens=config.kv_cache_num_tokens,
         kv_cache_memory_fraction=config.kv_cache_memory_fraction / num_sharing,

@@ -18,6 +18,7 @@ from tokasaurus.model.decoder import Decoder
 from tokasaurus.model.device_copy import to_device
 from tokasaurus.model.kernels.install import with_cpu_kernels
 from tokasaurus.model.parallel import ALONE, ParallelContext
+from tokasaurus.model.quantization.scheme import NO_QUANTIZATION, QuantizationScheme
 from tokasaurus.tokenization.tokenizer import Tokenizer
 from tokasaurus.worker.device_batch import BatchBuilder, DeviceBatch
 from tokasaurus.worker.device_clock import DeviceClock
@@ -53,6 +54,7 @@ class RunnerSettings:
     device: torch.device
     attention_backend: str = "auto"
     cpu_kernels: bool = True
+    quantization: QuantizationScheme = NO_QUANTIZATION
     page_size: int = 16
     kv_cache_num_tokens: int | None = None
     kv_cache_memory_fraction: float = 0.8
@@ -114,10 +116,14 @@ class TorchRunner:
         parallel, parts = self._settings.parallel, ""
         if not parallel.is_alone:
             parts = f", pp_size {parallel.pp_size}, tp_size {parallel.tp_size}"
+        if not self._settings.quantization.is_plain:
+            dtype += f", weights {self._settings.quantization.name}"
         path, backend = self._forward_pass.path, self._backend.name
         return f"{path}, {self._device}, {dtype}, attention {backend}{parts}"
 
     def load(self, progress: Progress) -> None:
+        settings = self._settings
+        settings.quantization.check_place(self._device.type, settings.cpu_kernels)
         with naming_what_to_lower("loading the weights", self._device, _FOR_WEIGHTS):
             self._model = self._load_model(progress)
         if self._settings.stage_links is not None:
@@ -138,7 +144,7 @@ class TorchRunner:
             kv_cache_dtype=self._settings.kv_cache_dtype,
         )
         if self._settings.cpu_kernels and self._device.type == "cpu":
-            self._model = with_cpu_kernels(self._model, self._backend)
+            self._model = with_cpu_kernels(self._model, self._backend, self._settings.quantization)
         self._forward_pass = ForwardPass(
             self._model,
             self._backend,

@@ -15,21 +15,36 @@ def _linear(
     norm_eps: float = 0.0,
     residual: torch.Tensor | None = None,
     float_output: bool = False,
+    kind: int = 0,
+    group_size: int = 0,
 ) -> torch.Tensor:
-    del packed, gated, bias, norm_weight, norm_eps, residual
+    del packed, gated, bias, norm_weight, norm_eps, residual, kind, group_size
     dtype = torch.float32 if float_output else x.dtype
     return x.new_empty((x.shape[0], out_features), dtype=dtype)
 
 
 def _grouped_linear(
-    x: torch.Tensor, packed: torch.Tensor, ends: torch.Tensor, out_features: int
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    ends: torch.Tensor,
+    out_features: int,
+    kind: int = 0,
+    group_size: int = 0,
 ) -> torch.Tensor:
-    del packed, ends
+    del packed, ends, kind, group_size
     return x.new_empty((x.shape[0], out_features))
 
 
-def _packed_rows(packed: torch.Tensor, ids: torch.Tensor, in_features: int) -> torch.Tensor:
-    return packed.new_empty((ids.numel(), in_features))
+def _packed_rows(
+    packed: torch.Tensor,
+    ids: torch.Tensor,
+    in_features: int,
+    dtype: torch.dtype,
+    kind: int = 0,
+    group_size: int = 0,
+) -> torch.Tensor:
+    del kind, group_size
+    return packed.new_empty((ids.numel(), in_features), dtype=dtype)
 
 
 def _attention(q: torch.Tensor, *args: object) -> torch.Tensor:

@@ -16,12 +16,22 @@ from tokasaurus.model.decoder import Attention, Decoder, DecoderLayer, GatedMLP
 from tokasaurus.model.kernels.linear import PackedLinear
 from tokasaurus.model.kernels.loader import Kernels
 from tokasaurus.model.layers.norm import RMSNorm
+from tokasaurus.model.quantization.scheme import (
+    NO_QUANTIZATION,
+    QuantizationScheme,
+    WeightFormat,
+)
 
 
 class FusedDecoder:
     """`CausalModel` over a `Decoder`'s weights; runs with the `CpuBackend` it was made for."""
 
-    def __init__(self, decoder: Decoder, kernels: Kernels) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        kernels: Kernels,
+        quantization: QuantizationScheme = NO_QUANTIZATION,
+    ) -> None:
         """Takes the weights out of `decoder`, which can't be run afterwards."""
         assert can_fuse(decoder), decoder.path
         self.attention_layers: tuple[AttentionLayer, ...] = decoder.attention_layers
@@ -32,6 +42,7 @@ class FusedDecoder:
         self.dtype = decoder.dtype
         self.path = f"{decoder.path}, fused CPU kernels"
         self._kernels = kernels
+        self._format = quantization.layers.arguments
         self._rotary_table = decoder.rotary.table_LR
         norm = decoder.norm
         self._final_norm = torch.empty(0) if norm is None else _floats(norm.weight)
@@ -45,13 +56,19 @@ class FusedDecoder:
         self._weights: list[torch.Tensor] = []
         for layer in decoder.layers:
             assert isinstance(layer, DecoderLayer)
-            self._weights += _pack_layer(layer, kernels)
+            self._weights += _pack_layer(layer, kernels, quantization.layers)
         self._head: PackedLinear | None = None
         self._embedding: torch.Tensor | None = None
         if decoder.embedding is not None and (decoder.head is None or not decoder.head.is_tied):
             self._embedding = decoder.embedding.weight.detach()
         if decoder.head is not None:
-            self._head = PackedLinear(kernels, decoder.head.weight, None, float_output=True)
+            self._head = PackedLinear(
+                kernels,
+                decoder.head.weight,
+                None,
+                float_output=True,
+                weight_format=quantization.head,
+            )
             release(decoder.head)
         self._scales = [layer.scale for layer in self.attention_layers]
         self._softcaps = [layer.logit_softcap or 0.0 for layer in self.attention_layers]
@@ -82,6 +99,7 @@ class FusedDecoder:
             *self._sizes,
             self._intermediate_size,
             attention.page_size,
+            *self._format,
         )
         return hidden_TD
 
@@ -111,13 +129,21 @@ def can_fuse(decoder: Decoder) -> bool:
     )
 
 
-def _pack_layer(layer: DecoderLayer, kernels: Kernels) -> list[torch.Tensor]:
+def _pack_layer(
+    layer: DecoderLayer, kernels: Kernels, weight_format: WeightFormat
+) -> list[torch.Tensor]:
     """The layer's tensors in the order of binding_stack.cpp; its own weights are freed."""
     attention, mlp = layer.attention, layer.mlp
     assert isinstance(mlp, GatedMLP)
     packed, biases = [], []
     for linear in (attention.qkv, attention.out, mlp.gate_up, mlp.down):
-        kernel = PackedLinear(kernels, linear.weight, linear.bias, gated=linear is mlp.gate_up)
+        kernel = PackedLinear(
+            kernels,
+            linear.weight,
+            linear.bias,
+            gated=linear is mlp.gate_up,
+            weight_format=weight_format,
+        )
         packed.append(kernel.packed)
         biases.append(torch.empty(0) if kernel.bias is None else kernel.bias)
         release(linear)

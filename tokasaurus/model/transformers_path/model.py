@@ -79,6 +79,16 @@ class TransformersModel:
             if type(module) is torch.nn.Linear
         ]
 
+    def other_matrices(self) -> list[str]:
+        """Names of the matrices in neither plain linear layers nor embeddings."""
+        return [
+            f"{name}.{parameter_name}"
+            for name, module in self._base.named_modules()
+            if not isinstance(module, torch.nn.Embedding) and type(module) is not torch.nn.Linear
+            for parameter_name, parameter in module.named_parameters(recurse=False)
+            if parameter.dim() > 1
+        ]
+
 
 class _BaseOutputs:
     """A base model's outputs that hold nothing but the hidden states."""

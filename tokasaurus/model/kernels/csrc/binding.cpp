@@ -1,4 +1,4 @@
-// The kernels as torch operators, in a namespace per build flavour.
+// Attention as torch operators, in a namespace per build flavour.
 #include <ATen/Functions.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
@@ -6,140 +6,14 @@
 #include "attention.h"
 #include "binding_checks.h"
 #include "huge_pages.h"
-#include "linear.h"
 
 namespace toka {
 namespace {
 
 int threads() { return at::get_num_threads(); }
 
-const float* optional_floats(const std::optional<at::Tensor>& tensor, int64_t count,
-                             const char* name) {
-  if (!tensor.has_value()) return nullptr;
-  check_contiguous(*tensor, at::kFloat, name);
-  TORCH_CHECK(tensor->numel() == count, name, " must have ", count, " elements");
-  return tensor->const_data_ptr<float>();
-}
-
-at::Tensor tensor_over(std::shared_ptr<char> memory, int64_t elements, at::ScalarType dtype) {
-  void* data = memory.get();
-  return at::from_blob(data, {elements}, [memory](void*) {}, at::TensorOptions().dtype(dtype));
-}
-
 at::Tensor huge_zeros_op(int64_t elements, at::ScalarType dtype) {
   return tensor_over(map_huge_pages(elements * c10::elementSize(dtype)), elements, dtype);
-}
-
-at::Tensor packed_memory(int64_t elements, at::ScalarType dtype) {
-  static HugePageArena arena;
-  return tensor_over(arena.allocate(elements * c10::elementSize(dtype)), elements, dtype);
-}
-
-at::Tensor pack_weight_op(const at::Tensor& weight, bool gated) {
-  TORCH_CHECK(weight.dim() == 2 && weight.is_contiguous(), "weight must be a contiguous matrix");
-  const Type type = type_of(weight, "weight");
-  const int64_t rows = weight.size(0), columns = weight.size(1);
-  TORCH_CHECK(!gated || rows % 2 == 0, "a gated weight has two halves of rows");
-  const int64_t out_features = gated ? rows / 2 : rows;
-  const int64_t elements = packed_elements(out_features, columns, gated, type);
-  at::Tensor packed = packed_memory(elements, weight.scalar_type());
-  pack_weight(weight.const_data_ptr(), out_features, columns, gated, type,
-              packed.mutable_data_ptr(), threads());
-  return packed;
-}
-
-// Weights [G, N, K] of G groups, each packed: [G, elements].
-at::Tensor pack_group_op(const at::Tensor& weights) {
-  TORCH_CHECK(weights.dim() == 3 && weights.is_contiguous(), "weights must be contiguous matrices");
-  const Type type = type_of(weights, "weights");
-  const int64_t groups = weights.size(0), rows = weights.size(1), columns = weights.size(2);
-  const int64_t elements = packed_elements(rows, columns, false, type);
-  at::Tensor packed = packed_memory(groups * elements, weights.scalar_type());
-  const char* source = static_cast<const char*>(weights.const_data_ptr());
-  char* target = static_cast<char*>(packed.mutable_data_ptr());
-  for (int64_t g = 0; g < groups; g++)
-    pack_weight(source + g * rows * columns * weights.element_size(), rows, columns, false, type,
-                target + g * elements * weights.element_size(), threads());
-  return packed.view({groups, elements});
-}
-
-at::Tensor packed_rows_op(const at::Tensor& packed, const at::Tensor& ids, int64_t in_features) {
-  check_contiguous(ids, at::kLong, "ids");
-  at::Tensor out = at::empty({ids.numel(), in_features}, packed.options());
-  packed_rows(packed.const_data_ptr(), ids.const_data_ptr<int64_t>(), ids.numel(), in_features,
-              type_of(packed, "packed"), out.mutable_data_ptr(), threads());
-  return out;
-}
-
-at::Tensor linear_op(const at::Tensor& x, const at::Tensor& packed, int64_t out_features,
-                     bool gated, const std::optional<at::Tensor>& bias,
-                     const std::optional<at::Tensor>& norm_weight, double norm_eps,
-                     const std::optional<at::Tensor>& residual, bool float_output) {
-  LinearCall call{};
-  call.weight_type = type_of(packed, "packed");
-  TORCH_CHECK(x.dim() == 2 && x.scalar_type() == packed.scalar_type(), "x must be a matrix of ",
-              packed.scalar_type());
-  call.num_rows = x.size(0);
-  call.in_features = x.size(1);
-  call.out_features = out_features;
-  call.gated = gated;
-  TORCH_CHECK(packed.is_contiguous() &&
-                  packed.numel() ==
-                      packed_elements(out_features, call.in_features, gated, call.weight_type),
-              "packed does not belong to x and out_features");
-  call.x = x.const_data_ptr();
-  call.x_stride = row_stride(x, "x");
-  call.packed = packed.const_data_ptr();
-  call.bias = optional_floats(bias, gated ? 2 * out_features : out_features, "bias");
-  call.norm_weight = optional_floats(norm_weight, call.in_features, "norm_weight");
-  call.norm_eps = float(norm_eps);
-  if (residual.has_value()) {
-    TORCH_CHECK(residual->scalar_type() == packed.scalar_type() &&
-                    residual->sizes() == at::IntArrayRef({call.num_rows, out_features}),
-                "residual must have the output's shape and the weight's type");
-    call.residual = residual->const_data_ptr();
-    call.residual_stride = row_stride(*residual, "residual");
-  }
-  const bool floats = float_output || call.weight_type == Type::Float;
-  call.out_type = floats ? Type::Float : Type::BFloat16;
-  at::Tensor out = at::empty({call.num_rows, out_features},
-                             x.options().dtype(floats ? at::kFloat : at::kBFloat16));
-  call.out = out.mutable_data_ptr();
-  call.out_stride = out_features;
-  call.threads = threads();
-  linear(call);
-  return out;
-}
-
-// Rows ends[g - 1] .. ends[g] - 1 of x times weight g. Rows after the last end are left as they are.
-at::Tensor grouped_linear_op(const at::Tensor& x, const at::Tensor& packed, const at::Tensor& ends,
-                             int64_t out_features) {
-  check_contiguous(ends, at::kInt, "ends");
-  const Type type = type_of(packed, "packed");
-  TORCH_CHECK(x.dim() == 2 && x.scalar_type() == packed.scalar_type(), "x must be a matrix of ",
-              packed.scalar_type());
-  const int64_t groups = ends.numel(), rows = x.size(0), columns = x.size(1);
-  const int64_t elements = packed_elements(out_features, columns, false, type);
-  TORCH_CHECK(packed.is_contiguous() && packed.sizes() == at::IntArrayRef({groups, elements}),
-              "packed does not belong to x, ends and out_features");
-  at::Tensor out = at::empty({rows, out_features}, x.options());
-  LinearCall call{};
-  call.weight_type = call.out_type = type;
-  call.in_features = columns;
-  call.out_features = call.out_stride = out_features;
-  call.x_stride = row_stride(x, "x");
-  call.threads = threads();
-  const int64_t size = x.element_size();
-  const int32_t* end = ends.const_data_ptr<int32_t>();
-  for (int64_t g = 0, start = 0; g < groups; start = end[g++]) {
-    TORCH_CHECK(start <= end[g] && end[g] <= rows, "ends must rise, up to the number of rows");
-    call.num_rows = end[g] - start;
-    call.x = static_cast<const char*>(x.const_data_ptr()) + start * call.x_stride * size;
-    call.packed = static_cast<const char*>(packed.const_data_ptr()) + g * elements * size;
-    call.out = static_cast<char*>(out.mutable_data_ptr()) + start * out_features * size;
-    linear(call);
-  }
-  return out;
 }
 
 at::Tensor ints(const void* data, int64_t rows, int64_t columns) {
@@ -241,14 +115,6 @@ at::Tensor attention_op(const at::Tensor& q, const at::Tensor& k, const at::Tens
 #define TOKA_LIBRARY_IMPL(name, key, m) TORCH_LIBRARY_IMPL(name, key, m)
 
 TOKA_LIBRARY(TOKA_NAMESPACE, m) {
-  m.def("pack_weight(Tensor weight, bool gated) -> Tensor");
-  m.def("packed_rows(Tensor packed, Tensor ids, int in_features) -> Tensor");
-  m.def(
-      "linear(Tensor x, Tensor packed, int out_features, bool gated=False, Tensor? bias=None, "
-      "Tensor? norm_weight=None, float norm_eps=0.0, Tensor? residual=None, "
-      "bool float_output=False) -> Tensor");
-  m.def("pack_group(Tensor weights) -> Tensor");
-  m.def("grouped_linear(Tensor x, Tensor packed, Tensor ends, int out_features) -> Tensor");
   m.def(
       "attention_plan(Tensor query_lens, Tensor kv_lens, Tensor block_indptr, "
       "int num_prefill_rows, Tensor groups, int num_kv_heads, int group_size, int page_size, "
@@ -265,11 +131,6 @@ TOKA_LIBRARY(TOKA_NAMESPACE, m) {
 }
 
 TOKA_LIBRARY_IMPL(TOKA_NAMESPACE, CPU, m) {
-  m.impl("pack_weight", &toka::pack_weight_op);
-  m.impl("packed_rows", &toka::packed_rows_op);
-  m.impl("linear", &toka::linear_op);
-  m.impl("pack_group", &toka::pack_group_op);
-  m.impl("grouped_linear", &toka::grouped_linear_op);
   m.impl("attention_plan", &toka::attention_plan_op);
   m.impl("attention", &toka::attention_op);
 }

@@ -29,10 +29,9 @@ struct Sizes {
 };
 
 void set_weights(StackLayer& layer, const at::Tensor* w, const Sizes& size, int64_t num_heads,
-                 int64_t head_dim, Type type) {
+                 int64_t head_dim, Type type, Format format) {
   const auto packed = [&](Weight which, int64_t n, int64_t k, bool gated) {
-    TORCH_CHECK(w[which].numel() == packed_elements(n, k, gated, type) && w[which].is_contiguous(),
-                "packed weight ", int(which), " does not fit the stack's sizes");
+    check_packed(w[which], n, k, gated, type, format);
     return w[which].const_data_ptr();
   };
   layer.qkv = packed(QKV, size.qkv, size.hidden, false);
@@ -67,7 +66,8 @@ void decoder_stack_op(at::Tensor& hidden, const at::Tensor& positions, const at:
                       at::ArrayRef<double> softcaps, at::IntArrayRef windows,
                       const at::Tensor& final_norm, double norm_eps, int64_t num_heads,
                       int64_t num_kv_heads, int64_t head_dim, int64_t intermediate_size,
-                      int64_t page_size) {
+                      int64_t page_size,
+                      int64_t kind, int64_t group_size) {
   const size_t num_layers = windows.size();
   TORCH_CHECK(weights.size() == num_layers * NUM_WEIGHTS && caches.size() == 2 * num_layers &&
                   plans.size() == 3 * num_layers && partial_rows.size() == num_layers &&
@@ -90,6 +90,7 @@ void decoder_stack_op(at::Tensor& hidden, const at::Tensor& positions, const at:
   call.final_norm = floats(final_norm, call.hidden_size, true);
   call.norm_eps = float(norm_eps);
   call.cache = {num_kv_heads, head_dim, page_size, type};
+  call.format = format_of(kind, group_size);
   call.rotary.table = table.const_data_ptr();
   call.rotary.dim = table.size(1);
   call.rotary.positions = positions.const_data_ptr<int64_t>();
@@ -101,7 +102,8 @@ void decoder_stack_op(at::Tensor& hidden, const at::Tensor& positions, const at:
   call.layers.resize(num_layers);
   for (size_t i = 0; i < num_layers; i++) {
     StackLayer& layer = call.layers[i];
-    set_weights(layer, &weights[i * NUM_WEIGHTS], size, num_heads, head_dim, type);
+    set_weights(layer, &weights[i * NUM_WEIGHTS], size, num_heads, head_dim, type,
+                call.format);
     set_plan(layer, &plans[3 * i], partial_rows[i]);
     layer.k_cache = caches[2 * i].mutable_data_ptr();
     layer.v_cache = caches[2 * i + 1].mutable_data_ptr();
@@ -124,7 +126,7 @@ TOKA_LIBRARY_FRAGMENT(TOKA_NAMESPACE, m) {
       "Tensor slot_mapping, Tensor block_ids, Tensor[] weights, Tensor(b!)[] caches, "
       "Tensor[] plans, int[] partial_rows, float[] scales, float[] softcaps, int[] windows, "
       "Tensor final_norm, float norm_eps, int num_heads, int num_kv_heads, int head_dim, "
-      "int intermediate_size, int page_size) -> ()");
+      "int intermediate_size, int page_size, int kind=0, int group_size=0) -> ()");
 }
 
 TOKA_LIBRARY_IMPL(TOKA_NAMESPACE, CPU, m) { m.impl("decoder_stack", &toka::decoder_stack_op); }

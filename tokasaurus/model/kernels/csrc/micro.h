@@ -52,18 +52,45 @@ TOKA_INLINE void prefetch_step(const T* b, ptrdiff_t elements_per_step) {
   for (int line = 0; line < NR * 4 / 64; line++) __builtin_prefetch(ahead + 64 * line);
 }
 
+// Rows of A, `stride` bytes apart, by a pointer for every three of them: more would not fit into the
+// registers, and x86 adds a stride or two for nothing.
+template <int M>
+class RowPointers {
+ public:
+  template <class A>
+  TOKA_INLINE RowPointers(const A* a, ptrdiff_t lda) : stride_(lda * ptrdiff_t(sizeof(A))) {
+    for (int i = 0; i < (M + 2) / 3; i++) {
+      first_[i] = reinterpret_cast<const char*>(a + 3 * i * lda);
+      asm("" : "+r"(first_[i]));  // hides that it is a sum, which would be made again and again
+    }
+  }
+  template <class A>
+  TOKA_INLINE const A* row(int m) const {
+    return reinterpret_cast<const A*>(first_[m / 3] + m % 3 * stride_);
+  }
+  TOKA_INLINE void advance(ptrdiff_t bytes) {
+    for (int i = 0; i < (M + 2) / 3; i++) first_[i] += bytes;
+  }
+
+ private:
+  const char* first_[(M + 2) / 3];
+  ptrdiff_t stride_;
+};
+
 template <int M, int N, bool STREAMS = false>
 TOKA_INLINE void multiply(const float* a, ptrdiff_t lda, const float* b, ptrdiff_t ldb, int steps,
                           F (&acc)[M][N]) {
+  RowPointers<M> rows(a, lda);
 #pragma GCC unroll 4
   for (int k = 0; k < steps; k++) {
     if (STREAMS) prefetch_step(b, ldb);
     F bk[N];
     for (int n = 0; n < N; n++) bk[n] = load(b + n * W);
     for (int m = 0; m < M; m++) {
-      const F am = splat(a[m * lda + k]);
+      const F am = splat(*rows.template row<float>(m));
       for (int n = 0; n < N; n++) acc[m][n] += am * bk[n];
     }
+    rows.advance(sizeof(float));
     b += ldb;
   }
 }

@@ -15,7 +15,8 @@ struct Buffers {
 LinearCall base_linear(const StackCall& call) {
   LinearCall linear{};
   linear.num_rows = call.num_tokens;
-  linear.weight_type = linear.out_type = call.cache.type;
+  linear.type = linear.out_type = call.cache.type;
+  linear.format = call.format;
   linear.norm_eps = call.norm_eps;
   linear.threads = call.threads;
   return linear;

@@ -31,6 +31,7 @@ struct StackCall {
   int64_t num_tokens, hidden_size, intermediate_size, num_heads;
   const float* final_norm;
   float norm_eps;
+  Format format;  // of all linear layers
   CacheShape cache;
   Rotary rotary;
   const int64_t* slot_mapping;

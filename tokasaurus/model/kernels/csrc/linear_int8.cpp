@@ -1,0 +1,167 @@
+// Linear layers in integers: rows of x are rounded to int8 with a scale of their own.
+#include "quantized.h"
+
+namespace toka {
+namespace {
+
+// More rows than this are limited by arithmetic, not by the stream of weights.
+constexpr int MAX_STREAMING_ROWS = 4;
+
+// Rounds a row to levels, padded with zeros; returns its scale. A row with anything but finite
+// numbers gets a scale that is not a number.
+template <class T>
+float quantize_row(const T* x, int64_t size, Level* out, int64_t padded) {
+  I largest{};  // as bits: their order is that of the magnitudes, infinity and NaN above all numbers
+  int64_t k = 0;
+  for (; k + W <= size; k += W) {
+    const I bits = (I)load(x + k) & splat_i(0x7fffffff);
+    largest = bits > largest ? bits : largest;
+  }
+  F rest{};
+  for (int64_t i = k; i < size; i++) rest[i - k] = to_float(x[i]);
+  const I rest_bits = (I)rest & splat_i(0x7fffffff);
+  largest = rest_bits > largest ? rest_bits : largest;
+  int32_t found = 0;
+  for (int i = 0; i < W; i++) found = std::max<int32_t>(found, largest[i]);
+  float magnitude;
+  std::memcpy(&magnitude, &found, 4);
+  const bool finite = magnitude <= std::numeric_limits<float>::max();
+  const float factor = finite && magnitude > 0 ? 127.0f / magnitude : 0.0f;
+  const auto put = [&](F values, int64_t at, int64_t count) {
+    // A factor of a subnormal magnitude may be infinite.
+    const F scaled = vmin(vmax(finite ? values * factor : F{}, splat(-127.0f)), splat(127.0f));
+    const I levels = to_nearest(scaled) + splat_i(LEVEL_OFFSET);
+    for (int64_t i = 0; i < count; i++) out[at + i] = Level(levels[i]);
+  };
+  for (k = 0; k + W <= size; k += W) put(load(x + k), k, W);
+  if (k < size) put(rest, k, size - k);
+  for (k = size; k < padded; k++) out[k] = Level(LEVEL_OFFSET);
+  return finite ? magnitude / 127.0f : std::numeric_limits<float>::quiet_NaN();
+}
+
+template <class T>
+float prepare_levels(const LinearCall& call, int64_t row, Level* out, int64_t padded) {
+  const T* x = static_cast<const T*>(call.x) + row * call.x_stride;
+  const int64_t K = call.in_features;
+  if (call.norm_weight != nullptr) {
+    thread_local Scratch scratch;
+    T* normalized = scratch.get<T>(K);
+    normalize_row(x, K, call.norm_eps, call.norm_weight, normalized);
+    x = normalized;
+  }
+  return quantize_row(x, K, out, padded);
+}
+
+// tile[rows][2] += A B over `steps` of a panel or of an expanded slice. rows <= MR.
+template <bool STREAMS, class B>
+TOKA_INLINE void add_product(const Level* a, int64_t lda, const B* b, int64_t steps, int rows,
+                             I* tile) {
+  constexpr int WIDE = 2;
+  with_rows(rows, [&](auto constant) {
+    constexpr int M = decltype(constant)::value;
+    constexpr int N = M * WIDE <= MR * NV ? WIDE : NV;
+    for (int v = 0; v < WIDE; v += N) {
+      I acc[M][N];
+      for (int m = 0; m < M; m++)
+        for (int n = 0; n < N; n++) acc[m][n] = tile[WIDE * m + v + n];
+      if constexpr (std::is_same<B, int32_t>::value)
+        multiply_operands<M, N>(a, lda, b + v * W, int(steps), acc);
+      else
+        multiply_levels<M, N, STREAMS && M <= MAX_STREAMING_ROWS>(a, lda, b + v * W * DOT_PACK,
+                                                                  int(steps), acc);
+      for (int m = 0; m < M; m++)
+        for (int n = 0; n < N; n++) tile[WIDE * m + v + n] = acc[m][n];
+    }
+  });
+}
+
+// A block of rows times one panel, in slices of K whose part of the panel stays in the L1 cache.
+void panel_product(const Level* a, int64_t lda, const int8_t* levels, int64_t steps, int64_t rows,
+                   I* tile, [[maybe_unused]] int32_t* expanded) {
+  const int64_t tiles = (rows + MR - 1) / MR, tile_rows = (rows + tiles - 1) / tiles;
+  const int64_t slice = tiles == 1 ? steps : 2 * K_SLICE / DOT_PACK;
+  std::memset(static_cast<void*>(tile), 0, rows * 2 * sizeof(I));
+  for (int64_t k = 0; k < steps; k += slice) {
+    const int64_t count = std::min(slice, steps - k);
+    const int8_t* part = levels + k * NR * DOT_PACK;
+    const bool expand = EXPANDS_LEVELS && tiles > 2;
+    if (expand)
+      for (int64_t i = 0; i < count * 2; i++) {
+        __builtin_prefetch(part + i * W * DOT_PACK + 4096);
+        const I step = load_step(part + i * W * DOT_PACK);
+        std::memcpy(expanded + i * W, &step, sizeof(I));
+      }
+    for (int64_t m = 0; m < rows; m += tile_rows) {
+      const int n = int(std::min(tile_rows, rows - m));
+      const Level* row = a + m * lda + k * DOT_PACK;
+      if (tiles == 1)
+        add_product<true>(row, lda, part, count, n, tile + 2 * m);
+      else if (expand)
+        add_product<false>(row, lda, static_cast<const int32_t*>(expanded), count, n, tile + 2 * m);
+      else
+        add_product<false>(row, lda, part, count, n, tile + 2 * m);
+    }
+  }
+}
+
+// Sums of levels to numbers, in place.
+void scale_tile(I* tile, const char* panel, const float* row_scales, int64_t rows) {
+  F scales[2];
+  I offsets[2];
+  for (int n = 0; n < 2; n++) {
+    scales[n] = load(Int8Panel::scales(panel) + n * W);
+    offsets[n] = load_as<I>(Int8Panel::sums(panel) + n * W) * LEVEL_OFFSET;
+  }
+  for (int64_t m = 0; m < rows; m++)
+    for (int n = 0; n < 2; n++) {
+      const F sums = __builtin_convertvector(tile[2 * m + n] - offsets[n], F);
+      tile[2 * m + n] = (I)(sums * (scales[n] * row_scales[m]));
+    }
+}
+
+template <class T, class Out>
+void run(const LinearCall& call) {
+  const Int8Panel shape(call.in_features);
+  const int64_t M = call.num_rows, padded = shape.steps * DOT_PACK;
+  thread_local Scratch levels_scratch, scales_scratch;
+  Level* levels = levels_scratch.get<Level>(M * padded);
+  float* row_scales = scales_scratch.get<float>(M);
+  parallel_pieces(M, 8, call.threads, [&](int64_t first, int64_t last) {
+    for (int64_t m = first; m < last; m++)
+      row_scales[m] = prepare_levels<T>(call, m, levels + m * padded, padded);
+  });
+  const char* packed = static_cast<const char*>(call.packed);
+  const Epilogue<T, Out> epilogue{call};
+  const int halves = call.gated ? 2 : 1;
+  row_panel_tasks(call, padded * sizeof(Level), [&](int64_t row0, int64_t rows, int64_t first,
+                                                    int64_t last) {
+    thread_local Scratch scratch;
+    int32_t* expanded = scratch.get<int32_t>(2 * K_SLICE / DOT_PACK * NR + halves * rows * 2 * W);
+    I* tiles = reinterpret_cast<I*>(expanded + 2 * K_SLICE / DOT_PACK * NR);
+    F* results[2] = {reinterpret_cast<F*>(tiles), nullptr};
+    if (call.gated) results[1] = results[0] + 2 * rows;
+    for (int64_t p = first; p < last; p++) {
+      for (int h = 0; h < halves; h++) {
+        const char* panel = packed + (p * halves + h) * shape.bytes;
+        I* tile = tiles + h * 2 * rows;
+        panel_product(levels + row0 * padded, padded, Int8Panel::levels(panel), shape.steps, rows,
+                      tile, expanded);
+        scale_tile(tile, panel, row_scales + row0, rows);
+      }
+      epilogue(results[0], results[1], int(rows), row0, p * NR);
+    }
+  });
+}
+
+}  // namespace
+
+void linear_int8(const LinearCall& call) {
+  if (call.type == Type::Float)
+    run<float, float>(call);
+  else if (call.out_type == Type::Float)
+    run<bf16, float>(call);
+  else
+    run<bf16, bf16>(call);
+}
+
+}  // namespace toka

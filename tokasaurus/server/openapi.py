@@ -36,11 +36,12 @@ def answers(
     content: dict[str, Any] = {"application/json": {"schema": {"$ref": _ref_of(shape)}}}
     if streams:
         content["text/event-stream"] = {"schema": _EVENT_SCHEMA}
-    error = {"application/json": {"schema": {"$ref": _ref_of(failure)}}}
-    return {
-        200: {"description": "Success", "content": content},
-        "default": {"description": "Failure", "content": error},
-    }
+    return {200: {"description": "Success", "content": content}, "default": _failure(failure)}
+
+
+def _failure(shape: type[msgspec.Struct]) -> dict[str, Any]:
+    content = {"application/json": {"schema": {"$ref": _ref_of(shape)}}}
+    return {"description": "Failure", "content": content}
 
 
 def _ref_of(shape: type[msgspec.Struct]) -> str:
@@ -60,6 +61,7 @@ def install_openapi(
                 for operation in operations.values():
                     # The framework's own, for parameters that are not texts; we have none.
                     operation["responses"].pop("422", None)
+                    operation["responses"].setdefault("default", _failure(ErrorResponse))
             app.openapi_schema = document
         return app.openapi_schema
 

@@ -201,31 +201,37 @@ def _checked_bad_words(name: str, words: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(words))
 
 
+INTEGER_RANGES = {
+    "n": (1, MAX_N),
+    "top_k": (-1, _MAX_TOKENS),
+    "seed": (0, 2**63 - 1),
+    "max_tokens": (0, _MAX_TOKENS),
+    "min_tokens": (0, _MAX_TOKENS),
+    "logprobs": (0, MAX_LOGPROBS),
+    "prompt_logprobs": (0, MAX_LOGPROBS),
+    "priority": (-_MAX_PRIORITY, _MAX_PRIORITY),
+}
+NUMBER_RANGES: dict[str, tuple[float, float]] = {
+    "temperature": (0, 2),
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "frequency_penalty": (-2, 2),
+    "presence_penalty": (-2, 2),
+    "repetition_penalty": (0.01, 100),
+    "timeout": (_MIN_TIMEOUT, _MAX_TIMEOUT),
+}
 _CHECKS: dict[str, _Check] = {
-    "n": _integer(1, MAX_N),
-    "temperature": _number(0, 2),
-    "top_p": _number(0, 1),
-    "top_k": _integer(-1, _MAX_TOKENS),
-    "min_p": _number(0, 1),
-    "frequency_penalty": _number(-2, 2),
-    "presence_penalty": _number(-2, 2),
-    "repetition_penalty": _number(0.01, 100),
+    **{name: _integer(low, high) for name, (low, high) in INTEGER_RANGES.items()},
+    **{name: _number(low, high) for name, (low, high) in NUMBER_RANGES.items()},
     "logit_bias": _checked_logit_bias,
     "bad_words": _checked_bad_words,
     "allowed_token_ids": _ids(MAX_ALLOWED_TOKEN_IDS),
     "structured_output": _checked_output,
-    "seed": _integer(0, 2**63 - 1),
-    "max_tokens": _integer(0, _MAX_TOKENS),
-    "min_tokens": _integer(0, _MAX_TOKENS),
     "stop": _checked_stop,
     "stop_token_ids": _ids(MAX_STOP_TOKEN_IDS),
     "ignore_eos": _checked_flag,
-    "logprobs": _integer(0, MAX_LOGPROBS),
-    "prompt_logprobs": _integer(0, MAX_LOGPROBS),
     "skip_special_tokens": _checked_flag,
     "include_stop_str_in_output": _checked_flag,
-    "priority": _integer(-_MAX_PRIORITY, _MAX_PRIORITY),
-    "timeout": _number(_MIN_TIMEOUT, _MAX_TIMEOUT),
     "cache_salt": _checked_salt,
 }
 _DEFAULTS = tuple(

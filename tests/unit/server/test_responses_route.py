@@ -10,6 +10,7 @@ from tests.unit.server.test_tools_route import CALL, QWEN, prompt_of, says, sdk
 from tests.unit.server.tiny_server import ANSWER, ANSWER_IDS, TOKENIZER, TinyServer, run
 
 PATH = "/v1/responses"
+CALL_ITEM = {"type": "function_call", "call_id": "x", "name": "f", "arguments": "{}"}
 TOOL = {"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": False}
 
 
@@ -243,6 +244,9 @@ def test_calls_that_were_cut_off_do_not_come_back() -> None:
             "input[0].content[0]",
         ),
         ({"input": [{"type": "function_call", "call_id": "x"}]}, "input[0].name"),
+        ({"input": [{**CALL_ITEM, "arguments": "{"}]}, "input[0].arguments"),
+        ({"input": "x" * 10_000}, "input"),
+        ({"max_output_tokens": 2**40}, "max_output_tokens"),
         ({"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].call_id"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"temperature": 5}, "temperature"),

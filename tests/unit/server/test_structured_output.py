@@ -115,6 +115,12 @@ def test_fields_become_a_grammar(body: dict[str, Any]) -> None:
     [
         ({"response_format": {"type": "xml"}}, "response_format"),
         ({"response_format": {}}, "response_format"),
+        ({"response_format": {"type": "text", "x": 1}}, "response_format.x"),
+        ({"response_format": {"type": "json_object", "schema": {}}}, "response_format.schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {}, "x": 1}}},
+            "response_format.json_schema.x",
+        ),
         ({"response_format": "json"}, "response_format"),
         ({"response_format": {"type": "json_schema"}}, "response_format"),
         (

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from tokasaurus.errors import InvalidRequestError
 from tokasaurus.server.chat_messages import normalize_messages
 from tokasaurus.server.sampling_params import shown
@@ -141,6 +143,12 @@ class _Conversation:
                     f"'{where}.{name}' must be a string.", param=f"{where}.{name}"
                 )
             values.append(value)
+        try:
+            msgspec.json.decode(values[2] or "{}")
+        except (ValueError, RecursionError) as error:
+            raise InvalidRequestError(
+                f"'{where}.arguments' is not JSON.", param=f"{where}.arguments"
+            ) from error
         self.add_call(*values)
 
     def read_call_output(self, item: dict[str, Any], where: str) -> None:

@@ -37,6 +37,7 @@ _FORM = {
                         "purpose": {"const": "batch"},
                     },
                     "required": ["file", "purpose"],
+                    "additionalProperties": False,
                 }
             }
         },

@@ -11,6 +11,7 @@ from tokasaurus.server.chat_turns import ChatTurn, render_turn, start_turn
 from tokasaurus.server.messages.conversation import chat_messages, message_tool_use
 from tokasaurus.server.messages.writing import MessageWriter, message_error
 from tokasaurus.server.openapi import answers, takes
+from tokasaurus.server.parameter_names import parameters_called
 from tokasaurus.server.sampling_params import SamplingParams
 from tokasaurus.server.schemas.messages import (
     CountTokensRequest,
@@ -39,7 +40,8 @@ async def create_message(request: Request) -> Response:
     body = await parse_body(request, MessagesRequest, state.max_body_bytes)
     state.check_ready()
     state.check_model(body.model)
-    turn = _turn(state, body, body.sampling_params())
+    with parameters_called({"stop": "stop_sequences"}):
+        turn = _turn(state, body, body.sampling_params())
     running = await start_turn(state, turn, stream=bool(body.stream))
     writer = MessageWriter(state.model_name, running)
     if body.stream:

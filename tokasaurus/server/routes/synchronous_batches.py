@@ -19,6 +19,9 @@ router = APIRouter(tags=["batches"])
 
 _MAX_ITEMS = 16_384
 _Body = dict[str, msgspec.Raw]
+_ANSWERS: dict[str, Any] = {
+    "application/json": {"schema": {"type": "array", "items": {"type": "object"}}}
+}
 
 
 class SynchronousBatch(RootModel[list[dict[str, Any]]]):
@@ -31,6 +34,7 @@ class SynchronousBatch(RootModel[list[dict[str, Any]]]):
     description="Each answer is what the request's own path would have said, in the same order; "
     "a request that fails has its error there.",
     openapi_extra=takes(SynchronousBatch),
+    responses={200: {"description": "Success", "content": _ANSWERS}},
 )
 async def answer_all(request: Request) -> Response:
     state = state_of(request)

@@ -18,22 +18,45 @@ _TEXT_PART_SCHEMA = {
     "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
     "required": ["type", "text"],
 }
+_TEXTS_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": _TEXT_PART_SCHEMA}]}
+_CALL_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string"},
+        "type": {"const": "function"},
+        "function": {
+            "type": "object",
+            "properties": {"name": {"type": "string"}, "arguments": {"type": "string"}},
+            "required": ["name", "arguments"],
+        },
+    },
+    "required": ["id", "type", "function"],
+}
 MESSAGES_SCHEMA = {
     "type": "array",
     "minItems": 1,
     "items": {
-        "type": "object",
-        "properties": {
-            "role": {"enum": ["system", "developer", "user", "assistant", "tool", "function"]},
-            "content": {
-                "anyOf": [
-                    {"type": "string"},
-                    {"type": "array", "items": _TEXT_PART_SCHEMA},
-                    {"type": "null"},
-                ]
+        "anyOf": [
+            {
+                "type": "object",
+                "properties": {
+                    "role": {"enum": ["system", "developer", "user", "tool", "function"]},
+                    "content": _TEXTS_SCHEMA,
+                },
+                "required": ["role", "content"],
             },
-        },
-        "required": ["role"],
+            {
+                "type": "object",
+                "properties": {
+                    "role": {"const": "assistant"},
+                    "content": {"anyOf": [_TEXTS_SCHEMA, {"type": "null"}]},
+                    "tool_calls": {
+                        "anyOf": [{"type": "array", "items": _CALL_SCHEMA}, {"type": "null"}]
+                    },
+                },
+                "required": ["role"],
+            },
+        ]
     },
 }
 
@@ -42,9 +65,13 @@ class ChatCompletionRequest(SamplingFields):
     model_config = ConfigDict(title="ChatCompletionRequest")
 
     messages: Annotated[Any, WithJsonSchema(MESSAGES_SCHEMA)]
-    max_completion_tokens: int | None = None
+    max_completion_tokens: int | None = Field(None, json_schema_extra={"minimum": 1})
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, description=f"0 to {MAX_LOGPROBS}; needs logprobs.")
+    top_logprobs: int | None = Field(
+        None,
+        description="Needs logprobs.",
+        json_schema_extra={"minimum": 0, "maximum": MAX_LOGPROBS},
+    )
     tools: Annotated[Any, WithJsonSchema({"anyOf": [TOOLS_SCHEMA, {"type": "null"}]})] = None
     tool_choice: Annotated[Any, WithJsonSchema(CHAT_TOOL_CHOICE_SCHEMA)] = None
     parallel_tool_calls: bool | None = Field(None, description="false: at most one call.")

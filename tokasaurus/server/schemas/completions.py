@@ -29,7 +29,9 @@ class CompletionRequest(SamplingFields):
     echo: bool | None = None
     logprobs: int | None = None
     best_of: int | None = Field(
-        None, description="Draw this many samples per prompt, and answer with the n likeliest."
+        None,
+        description="Draw this many samples per prompt, and answer with the n likeliest.",
+        json_schema_extra={"minimum": 1, "maximum": MAX_N},
     )
 
     def sampling_params(self) -> SamplingParams:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from tokasaurus.errors import InvalidRequestError
 from tokasaurus.server.sampling_params import SamplingParams
+from tokasaurus.server.schemas.sampling_fields import describe_ranges
 from tokasaurus.server.tools.definitions import NAME_PATTERN
 
 
@@ -56,11 +57,33 @@ _TOOLS_SCHEMA = {
             "description": _STRING,
             "input_schema": {"type": "object"},
             "strict": {"type": ["boolean", "null"]},
+            "type": {"enum": ["custom", None]},
+            "cache_control": {"type": ["object", "null"]},
         },
         "required": ["name", "input_schema"],
+        "additionalProperties": False,
     },
 }
-_OBJECT_SCHEMA = {"anyOf": [{"type": "object"}, {"type": "null"}]}
+_CHOICE_PROPERTIES = {"disable_parallel_tool_use": {"type": "boolean"}}
+_TOOL_CHOICE_SCHEMA = {
+    "anyOf": [
+        {
+            "type": "object",
+            "properties": {"type": {"enum": ["auto", "any", "none"]}, **_CHOICE_PROPERTIES},
+            "required": ["type"],
+            "additionalProperties": False,
+        },
+        {
+            "type": "object",
+            "properties": {"type": {"const": "tool"}, "name": _STRING, **_CHOICE_PROPERTIES},
+            "required": ["type", "name"],
+            "additionalProperties": False,
+        },
+        {"type": "null"},
+    ]
+}
+_STOP_SCHEMA = {"type": "string", "minLength": 1}
+_THINKING_SCHEMA = {"enum": [None, {"type": "disabled"}, {"type": "adaptive"}]}
 
 
 class CountTokensRequest(BaseModel):
@@ -72,19 +95,17 @@ class CountTokensRequest(BaseModel):
     messages: Annotated[Any, WithJsonSchema(_MESSAGES_SCHEMA)]
     system: Annotated[Any, WithJsonSchema(_SYSTEM_SCHEMA)] = None
     tools: Annotated[Any, WithJsonSchema({"anyOf": [_TOOLS_SCHEMA, {"type": "null"}]})] = None
-    tool_choice: Annotated[Any, WithJsonSchema(_OBJECT_SCHEMA)] = Field(
-        None, description="Of type auto, any, tool (with its name) or none."
-    )
-    thinking: Annotated[Any, WithJsonSchema(_OBJECT_SCHEMA)] = Field(
-        None, description="Of type disabled or adaptive."
-    )
+    tool_choice: Annotated[Any, WithJsonSchema(_TOOL_CHOICE_SCHEMA)] = None
+    thinking: Annotated[Any, WithJsonSchema(_THINKING_SCHEMA)] = None
 
 
 class MessagesRequest(CountTokensRequest):
-    model_config = ConfigDict(strict=True, extra="forbid", title="MessagesRequest")
+    model_config = ConfigDict(
+        strict=True, extra="forbid", title="MessagesRequest", json_schema_extra=describe_ranges
+    )
 
     max_tokens: int = Field(description="Most output tokens, at least 1.")
-    stop_sequences: list[str] | None = None
+    stop_sequences: list[Annotated[str, WithJsonSchema(_STOP_SCHEMA)]] | None = None
     stream: bool | None = None
     temperature: float | None = None
     top_p: float | None = None

@@ -7,8 +7,12 @@ from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from tokasaurus.errors import InvalidRequestError
 from tokasaurus.server.sampling_params import SamplingParams
+from tokasaurus.server.schemas.sampling_fields import describe_ranges
 from tokasaurus.server.schemas.structured_fields import TEXT_OPTIONS_SCHEMA, text_format_output
-from tokasaurus.server.schemas.unsupported_fields import refuse_unsupported
+from tokasaurus.server.schemas.unsupported_fields import (
+    describe_extra_fields,
+    refuse_unsupported,
+)
 from tokasaurus.server.structured_output import StructuredOutput
 from tokasaurus.server.tools.definitions import NAME_PATTERN
 from tokasaurus.server.tools.tool_choice import RESPONSES_TOOL_CHOICE_SCHEMA
@@ -20,6 +24,14 @@ _PART_SCHEMA = {
     "required": ["type", "text"],
 }
 _TEXTS_SCHEMA = {"anyOf": [_STRING, {"type": "array", "items": _PART_SCHEMA}]}
+_THOUGHTS_SCHEMA = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "properties": {"type": {"const": "reasoning_text"}, "text": _STRING},
+        "required": ["type", "text"],
+    },
+}
 _ITEM_SCHEMAS = [
     {
         "type": "object",
@@ -51,7 +63,10 @@ _ITEM_SCHEMAS = [
     },
     {
         "type": "object",
-        "properties": {"type": {"const": "reasoning"}, "content": {"type": "array"}},
+        "properties": {
+            "type": {"const": "reasoning"},
+            "content": {"anyOf": [_THOUGHTS_SCHEMA, {"type": "null"}]},
+        },
         "required": ["type"],
     },
 ]
@@ -75,12 +90,13 @@ _TOOLS_SCHEMA = {
                     "strict": {"type": ["boolean", "null"]},
                 },
                 "required": ["type", "name"],
+                "additionalProperties": False,
             },
         },
         {"type": "null"},
     ]
 }
-_NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
+NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "background": (False,),
     "context_management": ([],),
     "conversation": (),
@@ -117,8 +133,16 @@ class TextOptions(msgspec.Struct):
     )
 
 
+def _describe(schema: dict[str, Any]) -> None:
+    """Adds what the types of the fields don't say."""
+    describe_ranges(schema)
+    describe_extra_fields(schema, NEUTRAL_VALUES)
+
+
 class ResponsesRequest(BaseModel):
-    model_config = ConfigDict(strict=True, extra="allow", title="ResponsesRequest")
+    model_config = ConfigDict(
+        strict=True, extra="allow", title="ResponsesRequest", json_schema_extra=_describe
+    )
 
     model: str | None = None
     input: Annotated[Any, WithJsonSchema(_INPUT_SCHEMA)]
@@ -126,7 +150,7 @@ class ResponsesRequest(BaseModel):
     previous_response_id: str | None = None
     store: bool | None = Field(None, description="Default: true.")
     stream: bool | None = None
-    max_output_tokens: int | None = None
+    max_output_tokens: int | None = Field(None, json_schema_extra={"minimum": 1})
     temperature: float | None = None
     top_p: float | None = None
     tools: Annotated[Any, WithJsonSchema(_TOOLS_SCHEMA)] = None
@@ -140,7 +164,7 @@ class ResponsesRequest(BaseModel):
     def check(self) -> None:
         """Raises InvalidRequestError for fields that can't be honoured."""
         refuse_unsupported(
-            self.model_extra or {}, set(type(self).model_fields), neutral_values=_NEUTRAL_VALUES
+            self.model_extra or {}, set(type(self).model_fields), neutral_values=NEUTRAL_VALUES
         )
 
     def sampling_params(self) -> SamplingParams:

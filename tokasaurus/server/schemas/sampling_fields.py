@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from tokasaurus.errors import InvalidRequestError
-from tokasaurus.server.sampling_params import SamplingParams
+from tokasaurus.server.sampling_params import INTEGER_RANGES, NUMBER_RANGES, SamplingParams
 from tokasaurus.server.schemas.structured_fields import (
     GUIDED_FIELDS,
     RESPONSE_FORMAT_SCHEMA,
@@ -13,7 +13,10 @@ from tokasaurus.server.schemas.structured_fields import (
     STRUCTURED_OUTPUTS_SCHEMA,
     structured_output,
 )
-from tokasaurus.server.schemas.unsupported_fields import refuse_unsupported
+from tokasaurus.server.schemas.unsupported_fields import (
+    describe_extra_fields,
+    refuse_unsupported,
+)
 
 _STOP_SCHEMA = {
     "anyOf": [
@@ -22,6 +25,18 @@ _STOP_SCHEMA = {
         {"type": "null"},
     ]
 }
+_TOKEN_ID_KEYS: dict[str, Any] = {
+    "propertyNames": {"pattern": "^[0-9]{1,19}$"},
+    "additionalProperties": {"minimum": -100, "maximum": 100},
+}
+
+
+def describe_ranges(schema: dict[str, Any]) -> None:
+    """Adds to a request's JSON schema what SamplingParams takes of its numbers."""
+    for name, (low, high) in (INTEGER_RANGES | NUMBER_RANGES).items():
+        field = schema["properties"].get(name)
+        if field is not None and {"type": "boolean"} not in field.get("anyOf", ()):
+            field |= {"minimum": low, "maximum": high}
 
 
 class StreamOptions(BaseModel):
@@ -34,10 +49,18 @@ class StreamOptions(BaseModel):
     """Accepted, and nothing to do: no padding is ever added."""
 
 
+def _describe(schema: dict[str, Any]) -> None:
+    """Adds what the types of the fields don't say."""
+    describe_ranges(schema)
+    describe_extra_fields(schema)
+
+
 class SamplingFields(BaseModel):
     """Ranges are checked by SamplingParams, so that HTTP and Python agree."""
 
-    model_config = ConfigDict(strict=True, extra="allow", title="SamplingFields")
+    model_config = ConfigDict(
+        strict=True, extra="allow", title="SamplingFields", json_schema_extra=_describe
+    )
 
     model: str | None = Field(None, description="Default: the model that this server serves.")
     n: int | None = Field(None, description="Samples per prompt.")
@@ -48,14 +71,16 @@ class SamplingFields(BaseModel):
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     repetition_penalty: float | None = None
-    logit_bias: dict[str, float] | None = Field(None, description="Token id: bias.")
+    logit_bias: dict[str, float] | None = Field(
+        None, description="Token id: bias of -100 to 100.", json_schema_extra=_TOKEN_ID_KEYS
+    )
     bad_words: list[str] | None = None
     allowed_token_ids: list[int] | None = Field(None, description="Empty: all tokens.")
     response_format: Annotated[Any, WithJsonSchema(RESPONSE_FORMAT_SCHEMA)] = None
     structured_outputs: Annotated[Any, WithJsonSchema(STRUCTURED_OUTPUTS_SCHEMA)] = None
     guided_json: Annotated[Any, WithJsonSchema(SCHEMA_FIELD_SCHEMA)] = None
     guided_regex: str | None = None
-    guided_choice: list[str] | None = None
+    guided_choice: list[str] | None = Field(None, json_schema_extra={"minItems": 1})
     guided_grammar: str | None = None
     seed: int | None = None
     max_tokens: int | None = None

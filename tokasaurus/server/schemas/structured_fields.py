@@ -1,35 +1,41 @@
 """The HTTP fields that ask for structured output, in OpenAI's and in other engines' spelling."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from tokasaurus.errors import InvalidRequestError
 from tokasaurus.server.sampling_params import shown
 from tokasaurus.server.structured_output import StructuredOutput
 
+CHOICE_SCHEMA = {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1}
+_WITHOUT_SCHEMA = {
+    "type": "object",
+    "properties": {"type": {"enum": ["text", "json_object"]}},
+    "required": ["type"],
+    "additionalProperties": False,
+}
+_SCHEMA_PROPERTIES = {
+    "name": {"type": "string"},
+    "description": {"type": ["string", "null"]},
+    "schema": {"type": "object"},
+    "strict": {"type": ["boolean", "null"]},
+}
 RESPONSE_FORMAT_SCHEMA = {
     "anyOf": [
-        {
-            "type": "object",
-            "properties": {"type": {"enum": ["text", "json_object"]}},
-            "required": ["type"],
-        },
+        _WITHOUT_SCHEMA,
         {
             "type": "object",
             "properties": {
                 "type": {"const": "json_schema"},
                 "json_schema": {
                     "type": "object",
-                    "properties": {
-                        "name": {"type": "string"},
-                        "description": {"type": "string"},
-                        "schema": {"type": "object"},
-                        "strict": {"type": ["boolean", "null"]},
-                    },
+                    "properties": _SCHEMA_PROPERTIES,
                     "required": ["schema"],
+                    "additionalProperties": False,
                 },
             },
             "required": ["type", "json_schema"],
+            "additionalProperties": False,
         },
         {"type": "null"},
     ]
@@ -41,22 +47,14 @@ TEXT_OPTIONS_SCHEMA = {
             "properties": {
                 "format": {
                     "anyOf": [
+                        _WITHOUT_SCHEMA,
                         {
                             "type": "object",
-                            "properties": {"type": {"enum": ["text", "json_object"]}},
-                            "required": ["type"],
-                        },
-                        {
-                            "type": "object",
-                            "properties": {
-                                "type": {"const": "json_schema"},
-                                "name": {"type": "string"},
-                                "description": {"type": "string"},
-                                "schema": {"type": "object"},
-                                "strict": {"type": ["boolean", "null"]},
-                            },
+                            "properties": {"type": {"const": "json_schema"}, **_SCHEMA_PROPERTIES},
                             "required": ["type", "schema"],
+                            "additionalProperties": False,
                         },
+                        {"type": "null"},
                     ]
                 },
                 "verbosity": {"enum": ["medium", None]},
@@ -74,7 +72,7 @@ STRUCTURED_OUTPUTS_SCHEMA = {
                 "json": {"anyOf": [{"type": "object"}, {"type": "string"}]},
                 "json_object": {"const": True},
                 "regex": {"type": "string", "minLength": 1},
-                "choice": {"type": "array", "items": {"type": "string", "minLength": 1}},
+                "choice": CHOICE_SCHEMA,
                 "grammar": {"type": "string", "minLength": 1},
             },
             "minProperties": 1,
@@ -129,25 +127,35 @@ def text_format_output(value: Any) -> StructuredOutput | None:
     Raises InvalidRequestError if it can't be enforced.
     """
     param = "text.format"
-    return None if value in (None, {"type": "text"}) else _of_format(value, param, value, "schema")
+    if value in (None, {"type": "text"}):
+        return None
+    if isinstance(value, dict) and value.get("type") == "json_schema":
+        _check_keys(value, {"type", *_SCHEMA_PROPERTIES}, param)
+    return _of_format(value, param, value, "schema")
 
 
 def _of_response_format(value: Any, param: str) -> StructuredOutput:
-    wrapper = value.get("json_schema") if isinstance(value, dict) else None
+    wrapper = None
+    if isinstance(value, dict) and value.get("type") == "json_schema":
+        _check_keys(value, {"type", "json_schema"}, param)
+        wrapper = value.get("json_schema")
+        if isinstance(wrapper, dict):
+            _check_keys(wrapper, _SCHEMA_PROPERTIES.keys(), f"{param}.json_schema")
     return _of_format(value, param, wrapper, "json_schema.schema")
 
 
 def _of_format(value: Any, param: str, wrapper: Any, place: str) -> StructuredOutput:
     """`wrapper`: what holds the schema, and `place`: how a client gets there."""
     kind = value.get("type") if isinstance(value, dict) else None
-    if kind == "json_object":
-        return StructuredOutput(json_object=True, param=param)
-    if kind != "json_schema":
+    if kind not in ("text", "json_object", "json_schema"):
         raise InvalidRequestError(
             f"{param!r} must have a type of 'text', 'json_object' or 'json_schema', not "
             f"{shown(kind)}.",
             param=param,
         )
+    if kind != "json_schema":
+        _check_keys(value, {"type"}, param)
+        return StructuredOutput(json_object=True, param=param)
     schema = wrapper.get("schema") if isinstance(wrapper, dict) else None
     if not isinstance(schema, dict):
         raise InvalidRequestError(
@@ -155,6 +163,17 @@ def _of_format(value: Any, param: str, wrapper: Any, place: str) -> StructuredOu
             param=param,
         )
     return StructuredOutput(json_schema=schema, param=param)
+
+
+def _check_keys(value: Mapping[str, Any], known: Collection[str], param: str) -> None:
+    unknown = next((name for name in value if name not in known), None)
+    if unknown is not None:
+        name = f"{param}.{unknown[:64]}"
+        raise InvalidRequestError(
+            f"Unrecognized request argument: {name!r}; remove it.",
+            param=name,
+            code="unknown_parameter",
+        )
 
 
 def _of_structured_outputs(value: Any) -> StructuredOutput:

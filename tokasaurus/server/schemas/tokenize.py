@@ -10,15 +10,31 @@ from tokasaurus.errors import InvalidRequestError
 from tokasaurus.server.schemas.chat_completions import MESSAGES_SCHEMA
 from tokasaurus.server.tools.definitions import TOOLS_SCHEMA
 
+_CHAT_FIELDS = ("messages", "add_generation_prompt", "chat_template_kwargs", "tools")
+_PROMPT_SCHEMA = {
+    "properties": {
+        "prompt": {"type": "string"},
+        **{name: {"type": "null"} for name in _CHAT_FIELDS},
+    },
+    "required": ["prompt"],
+}
+_CHAT_SCHEMA = {
+    "properties": {"messages": MESSAGES_SCHEMA, "prompt": {"type": "null"}},
+    "required": ["messages"],
+}
+_EITHER: dict[str, Any] = {"oneOf": [_PROMPT_SCHEMA, _CHAT_SCHEMA]}
+
 
 class TokenizeRequest(BaseModel):
     """A text (`prompt`), or a chat (`messages`) as the model's template renders it."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", title="TokenizeRequest")
+    model_config = ConfigDict(
+        strict=True, extra="forbid", title="TokenizeRequest", json_schema_extra=_EITHER
+    )
 
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[Any, WithJsonSchema(MESSAGES_SCHEMA)] = None
+    messages: Annotated[Any, WithJsonSchema({"anyOf": [MESSAGES_SCHEMA, {"type": "null"}]})] = None
     add_special_tokens: bool | None = Field(
         None, description="Default: true for a prompt, false for messages."
     )
@@ -32,7 +48,7 @@ class TokenizeRequest(BaseModel):
         if (self.prompt is None) == (self.messages is None):
             raise InvalidRequestError("Give either 'prompt' or 'messages'.", param="prompt")
         if self.messages is None:
-            for name in ("add_generation_prompt", "chat_template_kwargs", "tools"):
+            for name in _CHAT_FIELDS:
                 if getattr(self, name) is not None:
                     raise InvalidRequestError(
                         f"{name!r} may only be given together with 'messages'.", param=name

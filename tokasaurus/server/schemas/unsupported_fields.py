@@ -6,20 +6,18 @@ from typing import Any
 
 from tokasaurus.errors import InvalidRequestError
 
-_HARMLESS = frozenset(
-    {
-        "user",
-        "metadata",
-        "safety_identifier",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "prediction",
-        "parallel_tool_calls",
-    }
+HARMLESS = (
+    "user",
+    "metadata",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "prediction",
+    "parallel_tool_calls",
 )
 """They say who asks and how to bill or cache, or, where no tools are given, nothing at all."""
 
-_NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
+NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "best_of": (1,),
     "continue_final_message": (False,),
@@ -49,21 +47,34 @@ _NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
 def refuse_unsupported(
     extra: Mapping[str, Any],
     supported: Iterable[str],
-    neutral_values: Mapping[str, tuple[Any, ...]] = _NEUTRAL_VALUES,
+    neutral_values: Mapping[str, tuple[Any, ...]] = NEUTRAL_VALUES,
 ) -> None:
     """Raises InvalidRequestError for the first field that would change the outcome.
 
     `neutral_values`: known fields -> values, besides null, that ask for nothing.
     """
     for name, value in extra.items():
-        if name in _HARMLESS:
+        if name in HARMLESS:
             continue
         if name in neutral_values:
             neutral = neutral_values[name]
         else:
-            raise _unknown(name, [*supported, *_HARMLESS, *neutral_values])
+            raise _unknown(name, [*supported, *HARMLESS, *neutral_values])
         if value is not None and value not in neutral:
             raise _unsupported(name, neutral)
+
+
+def describe_extra_fields(
+    schema: dict[str, Any], neutral_values: Mapping[str, tuple[Any, ...]] = NEUTRAL_VALUES
+) -> None:
+    """Adds what `refuse_unsupported` lets through to the JSON schema of a request."""
+    schema["additionalProperties"] = False
+    properties = schema["properties"]
+    for name in HARMLESS:
+        properties.setdefault(name, {"description": "Accepted, without effect."})
+    for name, values in neutral_values.items():
+        description = "Accepted where it asks for nothing; other values are refused."
+        properties.setdefault(name, {"enum": [None, *values], "description": description})
 
 
 def _unknown(name: str, known: Iterable[str]) -> InvalidRequestError:

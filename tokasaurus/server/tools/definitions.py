@@ -28,9 +28,11 @@ TOOLS_SCHEMA = {
                     "strict": {"type": ["boolean", "null"]},
                 },
                 "required": ["name"],
+                "additionalProperties": False,
             },
         },
         "required": ["type", "function"],
+        "additionalProperties": False,
     },
 }
 

@@ -18,7 +18,7 @@ from tokasaurus.server.schemas.embeddings import Embedding
 
 EncodingFormat = Literal["float", "base64"]
 
-_NUMBERS_PER_TURN = 2**18
+_NUMBERS_PER_TURN = 2**16
 """Written before others get a turn on the event loop: some ten milliseconds as decimal numbers."""
 
 

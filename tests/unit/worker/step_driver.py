@@ -5,7 +5,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tokasaurus.ipc.messages.to_manager import PromptLogprobs, StepOutput, TokenSampling
+from tokasaurus.ipc.messages.to_manager import (
+    Pooling,
+    PromptLogprobs,
+    StepOutput,
+    TokenSampling,
+)
 from tokasaurus.ipc.messages.to_worker import AddedSlot, HydragenGroup, StepInput
 from tokasaurus.worker.runner import ModelRunner
 
@@ -22,6 +27,9 @@ class DrivenSequence:
     logprobs: list[float] = field(default_factory=list)
     top_ids: list[list[int]] = field(default_factory=list)
     prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)
+    pooling: Pooling = ""
+    vector: np.ndarray | None = None
+    """What a prompt with `pooling` ends with."""
 
     @property
     def output(self) -> list[int]:
@@ -49,13 +57,16 @@ class StepDriver:
         *,
         num_prompt_tokens: int | None = None,
         shared_blocks: TokenIds[int] = (),
+        pooling: Pooling = "",
     ) -> DrivenSequence:
         """Seat a sequence; `shared_blocks` hold the KV of its first tokens already."""
         num_prompt = len(tokens) if num_prompt_tokens is None else num_prompt_tokens
         num_cached = len(shared_blocks) * self._page_size
-        self._added.append(AddedSlot(slot, num_cached, num_prompt, sampling))
+        self._added.append(AddedSlot(slot, num_cached, num_prompt, sampling, pooling=pooling))
         self._shared += [(slot, block) for block in shared_blocks]
-        return DrivenSequence(slot, list(tokens), num_prompt, list(shared_blocks), num_cached)
+        return DrivenSequence(
+            slot, list(tokens), num_prompt, list(shared_blocks), num_cached, pooling=pooling
+        )
 
     def free(self, sequence: DrivenSequence, *, keep_blocks: bool = False) -> None:
         self._freed.append(sequence.slot)
@@ -81,7 +92,7 @@ class StepDriver:
                 appended.append((sequence.slot, sequence.blocks[-1]))
             if len(samples) < len(prefill):
                 ids += sequence.tokens[sequence.num_computed : end]
-                samples.append(end == len(sequence.tokens))
+                samples.append(end == len(sequence.tokens) and not sequence.pooling)
             sequence.num_computed = end
         decoding = [s.slot for s in decode]
         same = decoding == self._last_decoding and not self._freed and hydragen is None
@@ -120,6 +131,10 @@ class StepDriver:
         for scores in output.prompt_logprobs:
             (owner,) = [s for s in sequences if s.slot == scores.slot]
             owner.prompt_logprobs.append(scores)
+        if output.embedded_slots is not None and output.embeddings is not None:
+            for slot, vector in zip(output.embedded_slots, output.embeddings, strict=True):
+                (owner,) = [s for s in sequences if s.slot == slot]
+                owner.vector = vector
 
     def finish(self, sequences: TokenIds[DrivenSequence], num_tokens: int) -> None:
         """Decode together until each has so many output tokens."""

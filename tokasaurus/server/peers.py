@@ -50,8 +50,9 @@ class Peers:
     def others(self) -> list[int]:
         return list(self._addresses)
 
-    def start(self) -> None:
-        self._outboxes = {i: ZmqOutbox(address) for i, address in self._addresses.items()}
+    def start(self, outboxes: dict[int, Outbox] | None = None) -> None:
+        """`outboxes` replace the sockets to the others, by server index."""
+        self._outboxes = outboxes or {i: ZmqOutbox(a) for i, a in self._addresses.items()}
 
     def close(self) -> None:
         for task in self._tasks:

@@ -27,6 +27,17 @@ def test_server_knows_all_managers() -> None:
     assert (server.role, server.num_managers) == ("server", 3)
 
 
+def test_several_servers() -> None:
+    config = EngineConfig(server_workers=3, dp_size=2)
+    servers = [s for s in build_topology(config, with_server=True) if s.role == "server"]
+    assert [(s.name, s.server_index, s.num_managers) for s in servers] == [
+        (f"server{index}", index, 2) for index in range(3)
+    ]
+    assert all(server.says_ready for server in servers)
+    assert len({server.inbox(Addresses("/somewhere")) for server in servers}) == 3
+    assert not [s for s in build_topology(config, with_server=False) if s.role == "server"]
+
+
 def test_every_process_has_its_own_inbox() -> None:
     addresses = Addresses("/somewhere")
     specs = build_topology(EngineConfig(dp_size=2), with_server=True)

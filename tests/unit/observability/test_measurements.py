@@ -80,3 +80,24 @@ def test_the_catalogue_is_consistent() -> None:
         assert bool(metric.bounds) == (metric.kind == "histogram")
         assert list(metric.bounds) == sorted(set(metric.bounds))
         assert metric.help.endswith(".")
+
+
+def test_the_total_of_several_servers() -> None:
+    servers = [Measurements(), Measurements()]
+    for index, server in enumerate(servers):
+        server.number(metrics.REQUESTS_FINISHED, "stop").value = 2 + index
+        server.number(metrics.OUTPUT_TOKENS, "0").value = 70  # told by a manager to both
+        server.number(metrics.READY).value = index
+        server.number(metrics.IN_FLIGHT).value = 1
+        server.histogram(metrics.QUEUE_TIME).observe(0.2, 3)
+    servers[1].number(metrics.RUNNING, "1").value = 9
+    total = Measurements()
+    for _ in range(2):  # what was there before does not count
+        total.become_total([server.snapshot() for server in servers])
+    assert total.number(metrics.REQUESTS_FINISHED, "stop").value == 5
+    assert total.number(metrics.OUTPUT_TOKENS, "0").value == 70
+    assert total.number(metrics.READY).value == 0
+    assert total.number(metrics.IN_FLIGHT).value == 2
+    assert total.number(metrics.RUNNING, "1").value == 9
+    assert total.histogram(metrics.QUEUE_TIME).count == 6
+    assert total.histogram(metrics.QUEUE_TIME).sum == pytest.approx(1.2)

@@ -1,5 +1,6 @@
 """The text that Prometheus reads: complete, parseable, and named as its tools want it."""
 
+import os
 import subprocess
 
 import pytest
@@ -53,3 +54,16 @@ def test_promtool_finds_nothing(measurements: Measurements) -> None:
         timeout=60,
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_processes_are_added_up() -> None:
+    def shown(pids: list[int]) -> dict[str, float]:
+        lines = PrometheusExporter(Measurements(), pids).render().decode().splitlines()
+        pairs = (line.split() for line in lines if line.startswith("process_"))
+        return {name: float(value) for name, value in pairs}
+
+    one, two = shown([os.getpid()]), shown([os.getpid()] * 2)
+    assert set(one) == set(two)
+    if one:  # the system shows processes under /proc
+        assert two["process_start_time_seconds"] == one["process_start_time_seconds"]
+        assert two["process_open_fds"] >= 2 * one["process_open_fds"] - 4

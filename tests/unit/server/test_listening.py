@@ -1,11 +1,13 @@
 """Sockets are bound early, and failures say what to do."""
 
 import socket
+import sys
 
 import pytest
 
+from tokasaurus.config.engine_config import EngineConfig
 from tokasaurus.errors import ConfigError
-from tokasaurus.server.listening import bind_socket, url_of
+from tokasaurus.server.listening import bind_socket, reserve_port, url_of
 
 
 def test_free_port() -> None:
@@ -28,3 +30,33 @@ def test_port_in_use() -> None:
 def test_no_address_of_this_machine() -> None:
     with pytest.raises(ConfigError, match="host 'not an address'"):
         bind_socket("not an address", 0)
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux spreads connections")
+
+
+@linux
+def test_servers_share_a_port_that_nobody_else_can_have() -> None:
+    config, reserved = reserve_port(EngineConfig(port=0, server_workers=2))
+    assert reserved is not None
+    with (
+        reserved,
+        bind_socket(config.host, config.port, shared=True) as one,
+        bind_socket(config.host, config.port, shared=True) as another,
+    ):
+        one.listen()
+        another.listen()
+        assert one.getsockname() == another.getsockname() == (config.host, config.port)
+        with pytest.raises(ConfigError, match=f"port {config.port}"):
+            reserve_port(config)
+
+
+def test_a_lone_server_reserves_nothing() -> None:
+    config = EngineConfig(port=0)
+    assert reserve_port(config) == (config, None)
+
+
+def test_other_systems_are_told_that_they_can_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(ConfigError, match="server_workers above 1 needs Linux"):
+        reserve_port(EngineConfig(port=0, server_workers=2))

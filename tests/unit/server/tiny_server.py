@@ -100,6 +100,7 @@ async def serving(**options: Any) -> AsyncIterator[TinyServer]:
     access = options.pop("access", AccessPolicy())
     batch_settings = options.pop("batch_settings", BatchSettings(state_dir=Path("/nonexistent")))
     stall_seconds = options.pop("stream_stall_seconds", 60.0)
+    peers = options.pop("peers", None)
     template = options.pop("template", CHATML)
     tracer = options.pop("tracer", None)
     chat_template = template and ChatTemplate(template, {}, origin="a test")
@@ -118,6 +119,7 @@ async def serving(**options: Any) -> AsyncIterator[TinyServer]:
         batch_settings=batch_settings,
         stream_stall_seconds=stall_seconds,
         max_body_bytes=max_body_bytes,
+        peers=peers,
     )
     app = create_app(state)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)

@@ -10,6 +10,7 @@ R = T * K choices.
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from tokasaurus.errors import ConfigError
@@ -88,15 +89,12 @@ class Dispatch:
         )
 
     def combine(self, y_RD: torch.Tensor, weights_TK: torch.Tensor) -> torch.Tensor:
-        """Each token's weighted sum over its choices on this rank, in float32: TD."""
+        """Each token's weighted sum over its choices on this rank, TD: a weighted bag of rows."""
         if self.is_elsewhere_R1 is not None:
             y_RD = y_RD.masked_fill(self.is_elsewhere_R1, 0.0)
-        total_TD = y_RD.new_zeros((len(weights_TK), y_RD.shape[1]), dtype=torch.float32)
-        for rows_T, weights_T1 in zip(
-            self.rows_TK.unbind(1), weights_TK.split(1, dim=1), strict=True
-        ):
-            total_TD += y_RD[rows_T] * weights_T1
-        return total_TD
+        return F.embedding_bag(
+            self.rows_TK, y_RD, mode="sum", per_sample_weights=weights_TK.to(y_RD.dtype)
+        )
 
 
 class Experts(LoadableLayer):
@@ -151,8 +149,7 @@ class MixtureOfExperts(nn.Module):
         )
         dispatch = Dispatch.by_expert(experts_TK, self.held, self.spec.num_experts)
         y_RD = self.experts(x_TD[dispatch.tokens_R], dispatch.ends_E)
-        total_TD = dispatch.combine(y_RD, weights_TK).to(x_TD.dtype)
-        total_TD = self._parallel.all_reduce(total_TD)
+        total_TD = self._parallel.all_reduce(dispatch.combine(y_RD, weights_TK))
         if self.has_shared:
             total_TD = total_TD + torch.sigmoid(self.shared_gate(x_TD)) * self.shared(x_TD)
         return total_TD

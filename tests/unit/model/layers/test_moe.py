@@ -141,6 +141,19 @@ def test_dispatch_sorts_by_expert_and_brings_every_choice_back(
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits_are_summed_in_more(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    experts_TK = torch.rand(40, 8).argsort()
+    y_RD = torch.randn(320, 64).to(dtype)
+    weights_TK = torch.softmax(torch.randn(40, 8), -1)
+    dispatch = Dispatch.by_expert(experts_TK, range(8), 8)
+    total_TD = dispatch.combine(y_RD, weights_TK)
+    terms_TKD = y_RD[dispatch.rows_TK].double() * weights_TK.to(dtype).double()[..., None]
+    assert total_TD.dtype == dtype
+    assert (total_TD == terms_TKD.sum(1).to(dtype)).double().mean() > 0.99
+
+
 @settings(max_examples=30, deadline=None)
 @given(num_tokens=st.integers(2, 60), num_choices=st.integers(1, 8), seed=st.integers(0, 2**31))
 def test_a_token_gathers_the_same_bits_whoever_else_is_there(

@@ -35,6 +35,11 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += count
         self.sum += value * count
 
+    def add(self, counts: Sequence[int], total: float) -> None:
+        """What was observed elsewhere: per bucket, and its sum."""
+        self.counts = [a + b for a, b in zip(self.counts, counts, strict=True)]
+        self.sum += total
+
     @property
     def count(self) -> int:
         return sum(self.counts)
@@ -115,6 +120,13 @@ class Measurements:
         """Over all series of a counter or gauge."""
         return sum(number.value for number in self._numbers[metric.name].values())
 
+    def total_histogram(self, metric: Metric) -> Histogram:
+        """A copy of all series of a histogram together."""
+        total = Histogram(metric.bounds)
+        for series in self._histograms[metric.name].values():
+            total.add(series.counts, series.sum)
+        return total
+
     def snapshot(self) -> Snapshot:
         return Snapshot(
             numbers=[
@@ -139,9 +151,7 @@ class Measurements:
             for name, labels, value in snapshot.numbers:
                 self._add_number(_BY_NAME[name], labels, value)
             for name, labels, counts, total in snapshot.histograms:
-                histogram = self.histogram(_BY_NAME[name], *labels)
-                histogram.counts = [a + b for a, b in zip(histogram.counts, counts, strict=True)]
-                histogram.sum += total
+                self.histogram(_BY_NAME[name], *labels).add(counts, total)
 
     def _add_number(self, metric: Metric, labels: LabelValues, value: float) -> None:
         series = self._numbers[metric.name]

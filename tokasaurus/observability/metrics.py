@@ -68,27 +68,37 @@ TIME_TO_FIRST_TOKEN = _histogram(
     "time_to_first_token_seconds",
     "From a sample's submission to its first output token.",
     _LATENCY_BOUNDS,
+    *_PER_REPLICA,
 )
 INTER_TOKEN_LATENCY = _histogram(
     "inter_token_latency_seconds",
     "Time between output tokens of a sample; tokens that come together share it evenly.",
     _TOKEN_LATENCY_BOUNDS,
+    *_PER_REPLICA,
 )
 REQUEST_DURATION = _histogram(
     "request_duration_seconds",
     "From a sample's submission to its end, of those that were not cancelled and did not fail.",
     _LATENCY_BOUNDS,
+    *_PER_REPLICA,
 )
 QUEUE_TIME = _histogram(
     "queue_time_seconds",
     "From a sample's arrival at its manager to its first onboarding.",
     _LATENCY_BOUNDS,
+    *_PER_REPLICA,
 )
 REQUEST_PROMPT_TOKENS = _histogram(
-    "request_prompt_tokens", "Prompt tokens of a finished sample.", _TOKEN_COUNT_BOUNDS
+    "request_prompt_tokens",
+    "Prompt tokens of a finished sample.",
+    _TOKEN_COUNT_BOUNDS,
+    *_PER_REPLICA,
 )
 REQUEST_OUTPUT_TOKENS = _histogram(
-    "request_output_tokens", "Output tokens of a finished sample.", _TOKEN_COUNT_BOUNDS
+    "request_output_tokens",
+    "Output tokens of a finished sample.",
+    _TOKEN_COUNT_BOUNDS,
+    *_PER_REPLICA,
 )
 BATCH_SIZE = _histogram(
     "batch_size_sequences",

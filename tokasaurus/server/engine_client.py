@@ -120,7 +120,7 @@ class EngineClient:
         """Set when `failure` is: the engine failed or was told to shut down."""
         self.stats: dict[int, ManagerStats] = {}
         """The newest of each manager, by dp_rank."""
-        self.metrics = EngineMetrics()
+        self.metrics = EngineMetrics(num_managers)
 
     async def start(self, deadline_seconds: float) -> None:
         """Greet every manager and wait until all answer.

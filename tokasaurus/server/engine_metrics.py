@@ -3,6 +3,7 @@
 from tokasaurus.ipc.messages.to_server import ManagerStats
 from tokasaurus.observability import metrics
 from tokasaurus.observability.measurements import Histogram, Measurements
+from tokasaurus.observability.metrics import Metric
 from tokasaurus.observability.tracing import SampleTimes
 from tokasaurus.server.generation import Generation
 
@@ -29,44 +30,34 @@ _FIELDS = {
 class EngineMetrics:
     """Told by the engine client; `now` is the monotonic clock, read once per message."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_managers: int) -> None:
+        """Every replica has its series from the start, so that exporters show them empty."""
         self.measurements = Measurements()
-        histogram = self.measurements.histogram
-        self._time_to_first_token = histogram(metrics.TIME_TO_FIRST_TOKEN)
-        self._inter_token_latency = histogram(metrics.INTER_TOKEN_LATENCY)
-        self._duration = histogram(metrics.REQUEST_DURATION)
-        self._queue_time = histogram(metrics.QUEUE_TIME)
-        self._prompt_tokens = histogram(metrics.REQUEST_PROMPT_TOKENS)
-        self._output_tokens = histogram(metrics.REQUEST_OUTPUT_TOKENS)
-        self._batch_sizes: dict[int, Histogram] = {}
+        self._replicas = [
+            _ReplicaHistograms(self.measurements, dp_rank) for dp_rank in range(num_managers)
+        ]
 
     def note_tokens(
         self, dp_rank: int, num_sequences: int, news: list[tuple[Generation, int]], now: float
     ) -> None:
         """A message has come with tokens of so many sequences: samples that still run, and how many
         tokens each of them got."""
+        replica = self._replicas[dp_rank]
         if num_sequences:
-            self._batch_sizes_of(dp_rank).observe(num_sequences)
+            replica.batch_size.observe(num_sequences)
         intervals: dict[tuple[float, int], int] = {}
         for generation, num_tokens in news:
             if not num_tokens:
                 continue
             last, generation.last_token_at = generation.last_token_at, now
             if last is None:
-                self._time_to_first_token.observe(now - generation.submitted_at)
+                replica.time_to_first_token.observe(now - generation.submitted_at)
             else:
                 key = last, num_tokens
                 intervals[key] = intervals.get(key, 0) + 1
         # Most samples had their last tokens by the same message.
         for (last, num_tokens), count in intervals.items():
-            self._inter_token_latency.observe((now - last) / num_tokens, num_tokens * count)
-
-    def _batch_sizes_of(self, dp_rank: int) -> Histogram:
-        sizes = self._batch_sizes.get(dp_rank)
-        if sizes is None:
-            sizes = self.measurements.histogram(metrics.BATCH_SIZE, str(dp_rank))
-            self._batch_sizes[dp_rank] = sizes
-        return sizes
+            replica.inter_token_latency.observe((now - last) / num_tokens, num_tokens * count)
 
     def note_finished(
         self, generation: Generation, now: float, queue_seconds: float | None = None
@@ -75,12 +66,13 @@ class EngineMetrics:
         reason = generation.finish_reason
         assert reason is not None, "the sample has not finished"
         self.measurements.number(metrics.REQUESTS_FINISHED, reason).value += 1
+        replica = self._replicas[generation.dp_rank]
         if queue_seconds is not None:
-            self._queue_time.observe(queue_seconds)
+            replica.queue_time.observe(queue_seconds)
         if reason in ("stop", "length"):
-            self._duration.observe(now - generation.submitted_at)
-            self._prompt_tokens.observe(generation.num_prompt_tokens)
-            self._output_tokens.observe(len(generation.output_ids))
+            replica.duration.observe(now - generation.submitted_at)
+            replica.prompt_tokens.observe(generation.num_prompt_tokens)
+            replica.output_tokens.observe(len(generation.output_ids))
         if generation.trace is not None:
             generation.trace.end_sample(_times_of(generation, now, queue_seconds))
 
@@ -98,6 +90,22 @@ class EngineMetrics:
         """How the client stands now; called before measurements are shown."""
         self.measurements.number(metrics.IN_FLIGHT).value = num_in_flight
         self.measurements.number(metrics.READY).value = is_ready
+
+
+class _ReplicaHistograms:
+    """The series of one manager's samples."""
+
+    def __init__(self, measurements: Measurements, dp_rank: int) -> None:
+        def histogram(metric: Metric) -> Histogram:
+            return measurements.histogram(metric, str(dp_rank))
+
+        self.time_to_first_token = histogram(metrics.TIME_TO_FIRST_TOKEN)
+        self.inter_token_latency = histogram(metrics.INTER_TOKEN_LATENCY)
+        self.duration = histogram(metrics.REQUEST_DURATION)
+        self.queue_time = histogram(metrics.QUEUE_TIME)
+        self.prompt_tokens = histogram(metrics.REQUEST_PROMPT_TOKENS)
+        self.output_tokens = histogram(metrics.REQUEST_OUTPUT_TOKENS)
+        self.batch_size = histogram(metrics.BATCH_SIZE)
 
 
 def _times_of(generation: Generation, now: float, queue_seconds: float | None) -> SampleTimes:

@@ -101,4 +101,4 @@ class StatsLines:
         return {metric: self._measurements.total(metric) for metric in _COUNTED}
 
     def _first_tokens(self) -> Histogram:
-        return self._measurements.histogram(metrics.TIME_TO_FIRST_TOKEN).copy()
+        return self._measurements.total_histogram(metrics.TIME_TO_FIRST_TOKEN)

@@ -89,7 +89,7 @@ def test_the_total_of_several_servers() -> None:
         server.number(metrics.OUTPUT_TOKENS, "0").value = 70  # told by a manager to both
         server.number(metrics.READY).value = index
         server.number(metrics.IN_FLIGHT).value = 1
-        server.histogram(metrics.QUEUE_TIME).observe(0.2, 3)
+        server.histogram(metrics.QUEUE_TIME, "0").observe(0.2, 3)
     servers[1].number(metrics.RUNNING, "1").value = 9
     total = Measurements()
     for _ in range(2):  # what was there before does not count
@@ -99,5 +99,5 @@ def test_the_total_of_several_servers() -> None:
     assert total.number(metrics.READY).value == 0
     assert total.number(metrics.IN_FLIGHT).value == 2
     assert total.number(metrics.RUNNING, "1").value == 9
-    assert total.histogram(metrics.QUEUE_TIME).count == 6
-    assert total.histogram(metrics.QUEUE_TIME).sum == pytest.approx(1.2)
+    assert total.histogram(metrics.QUEUE_TIME, "0").count == 6
+    assert total.histogram(metrics.QUEUE_TIME, "0").sum == pytest.approx(1.2)

@@ -65,8 +65,8 @@ def test_counters_are_increments_and_gauges_are_values() -> None:
 
 def test_histograms_are_about_the_interval() -> None:
     measurements = Measurements()
-    histogram = measurements.histogram(metrics.TIME_TO_FIRST_TOKEN)
-    name = "tokasaurus.time_to_first_token_seconds"
+    histogram = measurements.histogram(metrics.TIME_TO_FIRST_TOKEN, "0")
+    name = "tokasaurus.time_to_first_token_seconds.dp_rank_0"
     with sender_and_socket(measurements) as (sender, received):
         for value in (0.02, 0.04):
             histogram.observe(value)

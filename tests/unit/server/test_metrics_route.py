@@ -35,11 +35,11 @@ def test_a_request_is_counted_once() -> None:
         await server.complete(prompt=[5, 6, 7], max_tokens=4, n=2)
         seen = await scrape(server)
         assert seen["tokasaurus_requests_finished_total,length"] == 2
-        assert seen["tokasaurus_request_prompt_tokens_sum"] == 6
-        assert seen["tokasaurus_request_output_tokens_sum"] == 8
-        assert seen["tokasaurus_time_to_first_token_seconds_count"] == 2
-        assert seen["tokasaurus_inter_token_latency_seconds_count"] == 6
-        assert seen["tokasaurus_request_duration_seconds_count"] == 2
+        assert seen["tokasaurus_request_prompt_tokens_sum,0"] == 6
+        assert seen["tokasaurus_request_output_tokens_sum,0"] == 8
+        assert seen["tokasaurus_time_to_first_token_seconds_count,0"] == 2
+        assert seen["tokasaurus_inter_token_latency_seconds_count,0"] == 6
+        assert seen["tokasaurus_request_duration_seconds_count,0"] == 2
         assert seen["tokasaurus_batch_size_sequences_count,0"] == 4
         assert seen["tokasaurus_batch_size_sequences_sum,0"] == 8
         assert seen["tokasaurus_requests_in_flight"] == 0
@@ -61,7 +61,7 @@ def test_cancelled_and_failed_ones_have_no_duration() -> None:
         seen = await scrape(server)
         assert seen["tokasaurus_requests_finished_total,cancelled"] == 1
         assert seen["tokasaurus_requests_finished_total,error"] == 1
-        assert seen["tokasaurus_request_duration_seconds_count"] == 0
+        assert seen["tokasaurus_request_duration_seconds_count,0"] == 0
 
     run(check)
 
@@ -74,7 +74,7 @@ def test_time_in_the_queue_is_what_the_manager_says() -> None:
             [generation] = group.generations
         metrics.note_finished(generation, 5.0, queue_seconds=0.75)
         seen = await scrape(server)
-        assert seen["tokasaurus_queue_time_seconds_sum"] == 0.75
+        assert seen["tokasaurus_queue_time_seconds_sum,0"] == 0.75
 
     run(check)
 

@@ -116,7 +116,7 @@ def test_every_scrape_shows_totals(tmp_path: Path) -> None:
         for server in (leader, other, leader):
             lines = (await server.http.get("/metrics")).text.splitlines()
             assert 'tokasaurus_requests_finished_total{finish_reason="length"} 4.0' in lines
-            assert "tokasaurus_request_output_tokens_sum 8.0" in lines
+            assert 'tokasaurus_request_output_tokens_sum{dp_rank="0"} 8.0' in lines
             assert "tokasaurus_ready 1.0" in lines
         await other.state.engine.close()
         assert "tokasaurus_ready 0.0" in (await leader.http.get("/metrics")).text

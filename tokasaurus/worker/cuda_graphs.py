@@ -102,8 +102,16 @@ class DecodeGraphs:
         self._positions_T = torch.zeros(max(sizes), dtype=torch.int64, device=device)
         self._graphs: dict[int, tuple[Callable[[], None], torch.Tensor]] = {}
 
-    def capture(self, max_blocks_per_seq: int, progress: Callable[[float, str], None]) -> None:
-        """Capture all sizes; the KV cache must be where it will stay."""
+    def capture(
+        self,
+        max_blocks_per_seq: int,
+        progress: Callable[[float, str], None],
+        captured: Callable[[int, torch.Tensor], None],
+    ) -> None:
+        """Capture all sizes; the KV cache must be where it will stay.
+
+        `captured` is told each size and where its hidden states will be.
+        """
         self._graphs.clear()
         self._backend.reserve_graphs(self._sizes, max(self._sizes) * max_blocks_per_seq)
         for i, size in enumerate(self._sizes):
@@ -116,6 +124,7 @@ class DecodeGraphs:
                 return self._forward(ids, positions)
 
             self._graphs[size] = self._capturer.capture(run)
+            captured(size, self._graphs[size][1])
 
     def size_for(self, batch: AttentionBatch) -> int | None:
         """The smallest graph that holds the step; None for steps that no graph can run."""

@@ -47,8 +47,10 @@ class DeviceClock:
         self._started: TimedEvent | None = None
 
     def start_step(self) -> None:
-        """Call right before the first kernel: what the host does earlier is idle time."""
-        self._started = self._record()
+        """Call right before the first kernel: what the host does earlier is idle time. Further
+        calls for the same step change nothing."""
+        if self._started is None:
+            self._started = self._record()
 
     def end_step(self) -> StepTiming:
         timing = StepTiming(self._before, self._started, self._record())

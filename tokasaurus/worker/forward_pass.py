@@ -19,8 +19,11 @@ from tokasaurus.model.attention.backend import (
 )
 from tokasaurus.model.decoder import Decoder
 from tokasaurus.model.device_copy import to_device
+from tokasaurus.model.sampling.dense_draw import Draw, compiled_draw
+from tokasaurus.model.sampling.sampler import SamplingBatch
 from tokasaurus.worker.compilation import CompiledModel, num_compilations
 from tokasaurus.worker.cuda_graphs import Capturer, CudaCapturer, DecodeGraphs, graph_sizes
+from tokasaurus.worker.draw_graphs import DrawGraphs, is_plain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +66,8 @@ class ForwardPass:
         self._page_size = page_size
         self._max_seqs = max_seqs
         self._graphs: DecodeGraphs | None = None
+        self._draw_graphs: DrawGraphs | None = None
+        self._replayed_size: int | None = None
         self._num_compilations = 0
 
     @property
@@ -72,27 +77,39 @@ class ForwardPass:
 
     @torch.inference_mode()
     def capture_graphs(
-        self, progress: Callable[[float, str], None], capturer: Capturer | None = None
+        self,
+        progress: Callable[[float, str], None],
+        capturer: Capturer | None = None,
+        draw: Draw | None = None,
     ) -> None:
         """Capture decode steps, if they are to be; call when the KV cache is where it will stay.
 
-        `capturer` defaults to the GPU's own; without a GPU there is none.
+        `capturer` and `draw` default to the GPU's own; without a GPU there is no capturer.
         """
         if capturer is None and self._device.type == "cuda":
-            capturer = CudaCapturer(self._device)
+            capturer, draw = CudaCapturer(self._device), compiled_draw()
         if capturer is None or not (self._options.use_cudagraphs and self._can_be_captured):
             return
         options = self._options
+        sizes = graph_sizes(options.cudagraph_max_size, options.cudagraph_step, self._max_seqs)
         graphs = DecodeGraphs(
-            graph_sizes(options.cudagraph_max_size, options.cudagraph_step, self._max_seqs),
+            sizes,
             lambda ids, positions: self._model.forward(ids, positions, self._backend),
             cast(GraphBackend, self._backend),
             page_size=self._page_size,
             device=self._device,
             capturer=capturer,
         )
-        graphs.capture(-(-self._model.max_model_len // self._page_size), progress)
-        self._graphs = graphs
+        draws = None
+        if draw is not None:
+            draws = DrawGraphs(self._model, max(sizes), device=self._device, draw=draw)
+
+        def capture_draw(size: int, hidden_TD: torch.Tensor) -> None:
+            if draws is not None:
+                draws.capture(size, hidden_TD, capturer)
+
+        graphs.capture(-(-self._model.max_model_len // self._page_size), progress, capture_draw)
+        self._graphs, self._draw_graphs = graphs, draws
 
     def finish_warm_up(self) -> None:
         """From now on, compilations count as recompilations."""
@@ -115,6 +132,7 @@ class ForwardPass:
         """Final hidden states TD. `positions_T` is on the host; the result may be overwritten by
         the next run. `launching` is called when everything is prepared."""
         size = None if self._graphs is None else self._graphs.size_for(attention)
+        self._replayed_size = size
         if self._graphs is not None and size is not None:
             self._graphs.prepare(size, ids_T, positions_T, attention)
             launching()
@@ -123,3 +141,13 @@ class ForwardPass:
         positions = to_device(positions_T, self._device)
         launching()
         return self._model.forward(ids_T, positions, self._backend)
+
+    def draw(self, batch: SamplingBatch) -> torch.Tensor | None:
+        """Tokens of all rows of the last run, where its graph has one that draws them; else None.
+
+        The next run overwrites them.
+        """
+        draws, size = self._draw_graphs, self._replayed_size
+        if draws is None or size is None or not is_plain(batch, self._model.vocab_size):
+            return None
+        return draws.run(size, batch)

@@ -257,7 +257,7 @@ class TorchRunner:
             pooled = self._sampler.pool_prompts(step, hidden_TD)
             result.pooled = [] if pooled is None else [pooled]
             if len(batch.sampled_tokens):
-                result.sampled = self._sampler.sample(hidden_TD, batch)
+                result.sampled = self._sampler.sample(hidden_TD, batch, self._forward_pass.draw)
                 self._keep_tokens(batch.sampled_slots, result.sampled.token_ids)
         elif exchange is not None:
             exchange.send_hidden(hidden_TD)

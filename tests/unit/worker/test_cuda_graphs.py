@@ -15,6 +15,8 @@ from tokasaurus.model.attention.backend import AttentionBatch
 from tokasaurus.model.attention.flashinfer_backend import FlashInferBackend
 from tokasaurus.model.config import DecoderSpec, RopeSpec, TensorSpec
 from tokasaurus.model.decoder import Decoder
+from tokasaurus.model.sampling.dense_draw import draw_densely
+from tokasaurus.model.sampling.sampler import SamplingBatch, sample
 from tokasaurus.worker.cuda_graphs import graph_sizes, padded_decodes
 from tokasaurus.worker.forward_pass import ForwardOptions, ForwardPass
 
@@ -107,7 +109,7 @@ def passes(
             use_cudagraphs=use_cudagraphs, cudagraph_max_size=8, cudagraph_step=4
         )
         forward = ForwardPass(decoder, backend, CPU, options, page_size=PAGE_SIZE, max_seqs=10)
-        forward.capture_graphs(lambda _fraction, _text: None, capturer)
+        forward.capture_graphs(lambda _fraction, _text: None, capturer, draw_densely)
         made.append(forward)
     return made[0], made[1], capturer
 
@@ -137,7 +139,7 @@ def test_replays_equal_plain_runs(
     passes: tuple[ForwardPass, ForwardPass, ReplayingCapturer],
 ) -> None:
     plain, graphed, capturer = passes
-    assert capturer.num_captures == 4
+    assert capturer.num_captures == 2 * 4  # of hidden states and of draws
     assert graphed.path.endswith("CUDA graphs")
     assert not plain.path.endswith("CUDA graphs")
     random = np.random.default_rng(0)
@@ -168,3 +170,62 @@ def test_steps_that_no_graph_can_run(
         expected = plain.run(ids, positions, batch)
         torch.testing.assert_close(graphed.run(ids, positions, batch), expected)
     assert capturer.num_replays == 0
+
+
+def sampling(num_rows: int, **changes: object) -> SamplingBatch:
+    arguments = {
+        "temperature": np.linspace(0, 1.5, num_rows, dtype=np.float32),
+        "top_k": np.zeros(num_rows, np.int32),
+        "top_p": np.ones(num_rows, np.float32),
+        "min_p": np.linspace(0, 0.2, num_rows, dtype=np.float32),
+        "seeds": np.arange(num_rows),
+        "positions": np.arange(num_rows),
+        "num_top_logprobs": np.full(num_rows, -1, np.int32),
+        "banned_rows": np.empty(0, np.int64),
+        "banned_ids": np.empty(0, np.int64),
+    }
+    return SamplingBatch(**{**arguments, **changes})  # type: ignore[arg-type]
+
+
+@torch.inference_mode()
+def test_draws_of_graphs_equal_the_sampler(
+    decoder: Decoder, passes: tuple[ForwardPass, ForwardPass, ReplayingCapturer]
+) -> None:
+    plain, graphed, _ = passes
+    for num_rows in (6, 1, 8, 3):
+        ids, positions = torch.arange(num_rows), np.zeros(num_rows, np.int64)
+        hidden = graphed.run(ids, positions, decodes([1] * num_rows))
+        for seed in range(20):
+            batch = sampling(num_rows, seeds=np.arange(num_rows) + 100 * seed)
+            drawn = graphed.draw(batch)
+            assert drawn is not None
+            assert torch.equal(drawn, sample(decoder.logits(hidden), batch).token_ids)
+        plain.run(ids, positions, decodes([1] * num_rows))
+        assert plain.draw(sampling(num_rows)) is None
+
+
+@torch.inference_mode()
+def test_draws_that_no_graph_makes(
+    passes: tuple[ForwardPass, ForwardPass, ReplayingCapturer],
+) -> None:
+    _, graphed, _ = passes
+    ids, positions = torch.arange(2), np.zeros(2, np.int64)
+    graphed.run(ids, positions, decodes([1, 1]))
+    ones = np.ones(2)
+    refused = [
+        {"top_k": np.array([0, 5], np.int32)},
+        {"top_p": np.array([1, 0.9], np.float32)},
+        {"num_top_logprobs": np.array([-1, 0], np.int32)},
+        {"banned_rows": np.array([1]), "banned_ids": np.array([7])},
+    ]
+    for changes in refused:
+        assert graphed.draw(sampling(2, **changes)) is None
+    accepted = [
+        {"top_k": np.array([3, 1], np.int32)},
+        {"top_k": np.array([1, 50], np.int32)},
+        {"temperature": 0 * ones, "top_p": 0.5 * ones},
+    ]
+    for changes in accepted:
+        assert graphed.draw(sampling(2, **changes)) is not None
+    graphed.run(torch.arange(9), np.zeros(9, np.int64), decodes([1] * 9))
+    assert graphed.draw(sampling(9)) is None

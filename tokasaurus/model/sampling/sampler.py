@@ -25,7 +25,7 @@ from tokasaurus.model.sampling.noise import noise_keys
 from tokasaurus.model.sampling.thresholds import TruncatedRows, truncation_thresholds
 from tokasaurus.model.sampling.vocabulary_blocks import best_tokens, block_maxima, refresh_maxima
 
-_MAX_TEMPERATURE = 1e6
+MAX_TEMPERATURE = 1e6
 
 
 @dataclass(slots=True, kw_only=True)
@@ -245,7 +245,7 @@ def _ban(logits_SV: torch.Tensor, maxima_SB: torch.Tensor, batch: SamplingBatch)
 def drawn_rows(batch: SamplingBatch, random: np.ndarray, peak_S: torch.Tensor) -> DrawnRows:
     """What a draw needs for the rows whose indices are in `random`; filters but min-p are off."""
     device = peak_S.device
-    temperature = np.minimum(batch.temperature[random], _MAX_TEMPERATURE).astype(np.float32)
+    temperature = np.minimum(batch.temperature[random], MAX_TEMPERATURE).astype(np.float32)
     with np.errstate(divide="ignore"):
         min_scaled = to_device(np.log(batch.min_p[random]), device)
     rows = to_device(random, device)

@@ -37,6 +37,9 @@ MAX_TOKENS = 10
         ("falcon_7b", 1, 2, "torch"),  # 1 KV head
         ("falcon_40b", 2, 2, "cpu"),
         ("falcon_sequential", 1, 4, "torch"),
+        ("mixtral", 1, 4, "torch"),  # an expert each
+        ("qwen2_moe_mixed", 2, 2, "cpu"),
+        ("qwen3_moe", 1, 2, "cpu"),  # 5 experts
     ],
 )
 def test_tokens_equal_generate(

@@ -38,6 +38,16 @@ def test_several_servers() -> None:
     assert not [s for s in build_topology(config, with_server=False) if s.role == "server"]
 
 
+def test_workers_of_a_divided_replica() -> None:
+    specs = build_topology(EngineConfig(dp_size=2, pp_size=2, tp_size=3), with_server=False)
+    workers = [spec for spec in specs if spec.role == "worker"]
+    assert [spec.name for spec in workers] == [f"worker{dp}.{i}" for dp in (0, 1) for i in range(6)]
+    assert {spec.num_workers for spec in specs} == {6}
+    assert all(spec.is_stopped_by_manager == (spec.role == "worker") for spec in specs)
+    alone = build_topology(EngineConfig(dp_size=2), with_server=True)
+    assert not any(spec.is_stopped_by_manager for spec in alone)
+
+
 def test_every_process_has_its_own_inbox() -> None:
     addresses = Addresses("/somewhere")
     specs = build_topology(EngineConfig(dp_size=2), with_server=True)
@@ -58,6 +68,7 @@ MANAGER = ProcessSpec(name="manager0", role="manager")
         ({}, {}, "8"),
         ({"dp_size": 2}, {}, "4"),
         ({"dp_size": 16}, {}, "1"),
+        ({"pp_size": 2, "tp_size": 2}, {}, "2"),
         ({"cpu_threads": 3, "dp_size": 2}, {}, "3"),
         ({"cpu_threads": 3}, {"OMP_NUM_THREADS": "1"}, "3"),
         ({}, {"OMP_NUM_THREADS": "5"}, None),

@@ -1,5 +1,6 @@
 """Start-up of the manager process, and what it makes of the engine's options."""
 
+import msgspec
 import pytest
 
 from tokasaurus.config.engine_config import EngineConfig
@@ -13,7 +14,7 @@ from tokasaurus.ipc.messages.to_manager import (
     ToManager,
     WorkerReady,
 )
-from tokasaurus.manager.process import settings_from_config, wait_for_workers
+from tokasaurus.manager.process import as_one, settings_from_config, wait_for_workers
 from tokasaurus.manager.settings import ManagerSettings
 
 
@@ -42,6 +43,11 @@ def test_waits_for_all_workers_and_remembers_servers() -> None:
     workers, hellos = started
     assert [worker.rank for worker in workers] == [0, 1]
     assert hellos == [ServerHello(0, "a")]
+
+
+def test_workers_together_have_the_blocks_of_the_smallest() -> None:
+    first, second = _ready(0), msgspec.structs.replace(_ready(1), num_blocks=5)
+    assert as_one([first, second]) == msgspec.structs.replace(first, num_blocks=5)
 
 
 def test_names_the_workers_that_are_missing() -> None:

@@ -9,6 +9,7 @@ import torch
 from tests.checkpoints import make_checkpoint
 from tokasaurus.errors import ConfigError, ModelError
 from tokasaurus.model.attention.backend import CausalModel
+from tokasaurus.model.parallel import ALONE, ParallelContext, RankGroup
 from tokasaurus.model.registry import LoadFormat, ModelPath, load_model
 
 
@@ -19,6 +20,7 @@ def load(
     dtype: str = "auto",
     load_format: LoadFormat = "dummy",
     max_model_len: int | None = None,
+    parallel: ParallelContext = ALONE,
 ) -> CausalModel:
     return load_model(
         folder,
@@ -28,6 +30,7 @@ def load(
         load_format=load_format,
         max_model_len=max_model_len,
         progress=lambda fraction, text: None,
+        parallel=parallel,
     )
 
 
@@ -111,3 +114,21 @@ def test_a_dtype_that_cannot_run_is_refused(tmp_path: Path) -> None:
     folder = make_checkpoint("llama", tmp_path)
     with pytest.raises(ConfigError, match="choose one of bfloat16, float16, float32"):
         load(folder, dtype="float8")
+
+
+@pytest.mark.parametrize(
+    ("family", "parallel", "reason"),
+    [
+        ("llama", ParallelContext(tp=RankGroup(0, 3)), "4 attention heads over 2 KV heads.*3"),
+        ("llama", ParallelContext(tp=RankGroup(1, 64)), "tp_size=64"),
+        ("llama", ParallelContext(pp_rank=3, pp_size=4), "3 layers .* pp_size=4"),
+        ("gpt2", ParallelContext(tp=RankGroup(0, 2)), "GPT2LMHeadModel would run .* dp_size"),
+        ("gpt2", ParallelContext(pp_size=2), "GPT2LMHeadModel would run .* dp_size"),
+    ],
+)
+def test_what_cannot_be_divided_is_refused(
+    tmp_path: Path, family: str, parallel: ParallelContext, reason: str
+) -> None:
+    folder = make_checkpoint(family, tmp_path)
+    with pytest.raises(ConfigError, match=reason):
+        load(folder, parallel=parallel)

@@ -122,3 +122,9 @@ def test_shutdown_answers_what_is_launched() -> None:
 def test_result_fields_are_kept() -> None:
     _, (output,) = run([[step(3)], [], [], [Shutdown()]], overlap=False)
     assert msgspec.structs.asdict(output)["token_ids"].tolist() == [3]
+
+
+def test_a_worker_that_does_not_answer_runs_all_the_same() -> None:
+    runner = RecordingRunner()
+    WorkerLoop(runner, TrickledInbox([[step(0)], [], [], [Shutdown()]]), None, overlap=True).run()
+    assert runner.events == ["launch 0", "read 0"]

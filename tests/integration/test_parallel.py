@@ -1,0 +1,94 @@
+"""One model over several worker processes: tensor parallel, pipeline parallel, and replicas."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from tests.checkpoints import VOCAB_SIZE, make_checkpoint
+from tests.reference import greedy_reference, mixed_prompts
+from tokasaurus import LLM, SamplingParams
+from tokasaurus.errors import EngineFailedError, TokasaurusError
+
+SMALL: dict[str, Any] = {
+    "kv_cache_num_tokens": 4096,
+    "cpu_threads": 1,
+    "dtype": "float32",
+    "cpu_kernels": False,
+    "max_tokens_per_forward": 256,
+    "max_seqs_per_forward": 64,
+    "show_progress": False,
+}
+MAX_TOKENS = 8
+PROMPTS = mixed_prompts(24, VOCAB_SIZE)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint("llama", tmp_path_factory.mktemp("parallel"))
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> tuple[list[list[int]], list[list[float]]]:
+    return greedy_reference(folder, PROMPTS, MAX_TOKENS)
+
+
+def engine_processes() -> Iterator[psutil.Process]:
+    for child in psutil.Process().children(recursive=True):
+        if child.is_running() and "tokasaurus.launch.child" in child.cmdline():
+            yield child
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [{"tp_size": 2}, {"pp_size": 2}, {"dp_size": 2, "pp_size": 2, "tp_size": 2}],
+    ids=["tp", "pp", "dp-pp-tp"],
+)
+def test_tokens_are_those_of_one_process(
+    sizes: dict[str, int], folder: Path, expected: tuple[list[list[int]], list[list[float]]]
+) -> None:
+    greedy = SamplingParams(temperature=0, max_tokens=MAX_TOKENS, ignore_eos=True, logprobs=0)
+    with LLM(str(folder), **sizes, **SMALL) as llm:
+        workers = [p for p in engine_processes() if p.cmdline()[-1].startswith("worker")]
+        assert len(workers) == np.prod(list(sizes.values()))
+        outputs = llm.generate(PROMPTS, greedy, progress=False)
+        drawn = SamplingParams(temperature=1.0, seed=3, n=2, top_p=0.9, max_tokens=4)
+        first = llm.generate(PROMPTS[0], drawn, progress=False)
+        again = llm.generate(PROMPTS[:4], drawn, progress=False)
+    assert not psutil.wait_procs(workers, timeout=0)[1], "workers outlived the engine"
+    assert [output.token_ids for output in outputs] == expected[0]
+    for output, logprobs in zip(outputs, expected[1], strict=True):
+        assert output.outputs[0].logprobs is not None
+        mine = [entry.logprob for entry in output.outputs[0].logprobs]
+        np.testing.assert_allclose(mine, logprobs, atol=1e-4)
+    assert [o.token_ids for o in first[0].outputs] == [o.token_ids for o in again[0].outputs]
+
+
+def test_a_lost_worker_ends_all_with_its_reason(folder: Path) -> None:
+    before = set(engine_processes())
+    llm = LLM(str(folder), tp_size=2, **SMALL)
+    mine = [process for process in engine_processes() if process not in before]
+    errors: list[TokasaurusError] = []
+
+    def generate() -> None:
+        endless = SamplingParams(max_tokens=400, ignore_eos=True)
+        try:
+            for _ in range(1000):
+                llm.generate([[5, 6]] * 32, endless, progress=False)
+        except EngineFailedError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=generate)
+    thread.start()
+    time.sleep(1.0)  # whether requests are running by then does not change what is expected
+    next(process for process in mine if process.cmdline()[-1] == "worker0.1").kill()
+    thread.join(timeout=60)
+    assert not thread.is_alive()
+    llm.close()
+    assert "worker0.1 was killed by signal SIGKILL" in str(errors[0])
+    assert not psutil.wait_procs(mine, timeout=20)[1]

@@ -1,11 +1,15 @@
 """What this machine's CPU could reach at best on the offline workloads, measured in one run.
 
-    python scripts/cpu_limits.py MODEL_DIR [--threads N] [--dtype bfloat16]
+    python scripts/cpu_limits.py MODEL_DIR [--threads N] [--dtype bfloat16] [--cpu-time]
 
 Measures the model's own linear layers (all of one forward pass, each with its own weights) at
 several batch sizes, in every way that is available here, takes the fastest of each, and adds what
 attention must cost at the measured memory bandwidth and matrix rate. Nothing else is counted: no
-norms, no sampling, no scheduling. The workloads are those of scripts/workloads.py.
+norms, no sampling, no scheduling. The workloads are those of scripts/workloads.py. Beside the limit
+with weights in --dtype stands the one with our int8 layers, attention staying in --dtype.
+
+--cpu-time counts the process's CPU time instead of the clock's, on one thread: for ratios on a
+machine that does other work at the same time.
 
 Shapes: M rows, K input features, N output features.
 """
@@ -16,6 +20,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,9 +28,12 @@ import torch.nn.functional as F
 
 from tokasaurus.model.kernels.linear import PackedLinear
 from tokasaurus.model.kernels.loader import kernels_available, load_kernels
+from tokasaurus.model.quantization.scheme import quantization_scheme
 
 BATCH_SIZES = (1, 4, 16, 64, 128, 512)
+QUANTIZATIONS = ("int8", "int8_weight_only", "int4_weight_only")
 Linear = Callable[[torch.Tensor], torch.Tensor]
+Clock = Callable[[], float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,15 +89,15 @@ class Shape:
         return 2.0 * self.layers * self.kv_heads * self.head_dim * num_tokens * element_size
 
 
-def median_seconds(run: Callable[[], object], budget_seconds: float = 1.5) -> float:
+def median_seconds(run: Callable[[], object], clock: Clock, budget_seconds: float = 1.5) -> float:
     """Median of three runs or more, after one that does not count."""
     run()
     times: list[float] = []
-    started = time.perf_counter()
-    while len(times) < 3 or (time.perf_counter() - started < budget_seconds and len(times) < 25):
-        before = time.perf_counter()
+    started = clock()
+    while len(times) < 3 or (clock() - started < budget_seconds and len(times) < 25):
+        before = clock()
         run()
-        times.append(time.perf_counter() - before)
+        times.append(clock() - before)
     return statistics.median(times)
 
 
@@ -107,17 +115,23 @@ def packed_by_us(weight: torch.Tensor) -> Linear:
     return PackedLinear(load_kernels(), weight, None)
 
 
+def quantized_by_us(quantization: str, weight: torch.Tensor) -> Linear:
+    weight_format = quantization_scheme(quantization, None).layers
+    return PackedLinear(load_kernels(), weight, None, weight_format=weight_format)
+
+
 def ways(dtype: torch.dtype) -> dict[str, Callable[[torch.Tensor], Linear]]:
     found: dict[str, Callable[[torch.Tensor], Linear]] = {"F.linear": plain}
     if dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported():
         found["packed oneDNN"] = packed_by_onednn
     if kernels_available():
         found["our kernels"] = packed_by_us
+        found |= {name: partial(quantized_by_us, name) for name in QUANTIZATIONS}
     return found
 
 
 def pass_seconds(
-    shape: Shape, dtype: torch.dtype, pack: Callable[[torch.Tensor], Linear]
+    shape: Shape, dtype: torch.dtype, pack: Callable[[torch.Tensor], Linear], clock: Clock
 ) -> dict[int, float]:
     """Seconds of all linear layers of one forward pass, the head on all rows, per batch size."""
     sizes = [*(shape.layer_weights * shape.layers), (shape.vocab, shape.hidden)]
@@ -130,18 +144,18 @@ def pass_seconds(
             for layer, k in layers:
                 layer(inputs[k])
 
-        before = time.perf_counter()
+        before = clock()
         forward()
-        if time.perf_counter() - before > 10:  # twenty times too slow: not worth a measurement
+        if clock() - before > 10:  # twenty times too slow: not worth a measurement
             break
-        results[batch_size] = median_seconds(forward)
+        results[batch_size] = median_seconds(forward, clock)
     return results
 
 
-def read_bandwidth() -> float:
+def read_bandwidth(clock: Clock) -> float:
     """Bytes per second of reading memory."""
     data = torch.ones(1 << 26)
-    return data.numel() * 4 / median_seconds(data.sum)
+    return data.numel() * 4 / median_seconds(data.sum, clock)
 
 
 def print_pass_table(table: dict[str, dict[int, float]]) -> None:
@@ -151,23 +165,35 @@ def print_pass_table(table: dict[str, dict[int, float]]) -> None:
         print(f"{name:18s}" + "".join(cells))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What was measured."""
+
+    bandwidth: float
+    """bytes/s"""
+    attention_rate: float
+    """FLOP/s of products in the activations' type"""
+    element_size: int
+    """bytes of the KV cache's elements"""
+
+
 def limits(
-    shape: Shape, best: dict[int, float], rate: float, bandwidth: float, element_size: int
+    shape: Shape, best: dict[int, float], weight_bytes: int, machine: Machine
 ) -> dict[str, str]:
-    """What each workload could reach: `rate` in FLOP/s, `bandwidth` in bytes/s."""
+    """What each workload could reach with linear layers that take `best` seconds."""
 
     def prefill(num_tokens: int, num_pairs: float) -> float:
-        flops = 2.0 * shape.layer_parameters * num_tokens + shape.attention_flops(num_pairs)
-        return flops / rate
+        linear = num_tokens * best[512] / 512 * shape.layer_parameters / shape.parameters
+        return linear + shape.attention_flops(num_pairs) / machine.attention_rate
 
     def kv_seconds(num_tokens: float) -> float:
-        return shape.kv_bytes(num_tokens, element_size) / bandwidth
+        return shape.kv_bytes(num_tokens, machine.element_size) / machine.bandwidth
 
     w1 = prefill(64 * 128, 64 * 128**2 / 2) + 127 * (best[64] + kv_seconds(64 * 192))
-    one_pass = min(best[1], shape.parameters * element_size / bandwidth)
+    one_pass = min(best[1], weight_bytes / machine.bandwidth)
     w2_step = one_pass + kv_seconds(192)
     w2_first = prefill(128, 128**2 / 2)
-    prefix = shape.attention_flops(64 * 1024) / rate
+    prefix = shape.attention_flops(64 * 1024) / machine.attention_rate
     w3_prefill = prefill(1024 + 64 * 16, 1024**2 / 2 + 64 * 16 * 1032)
     w3 = w3_prefill + 31 * (best[64] + prefix + kv_seconds(64 * 32))
     w4 = prefill(4096, 4096**2 / 2)
@@ -179,30 +205,48 @@ def limits(
     }
 
 
+def print_limits(
+    shape: Shape, table: dict[str, dict[int, float]], bandwidth: float, element_size: int
+) -> None:
+    """With the weights as they are, and with our int8 layers."""
+    plain_rows = [row for name, row in table.items() if name not in QUANTIZATIONS]
+    best = {m: min(row[m] for row in plain_rows if m in row) for m in BATCH_SIZES}
+    rate = 2.0 * shape.parameters * 512 / best[512]
+    streamed = shape.parameters * element_size / best[1]
+    print(f"matrix rate {rate / 1e9:.1f} GFLOP/s; weights at M=1 stream {streamed / 1e9:.1f} GB/s")
+    machine = Machine(
+        bandwidth=max(bandwidth, streamed), attention_rate=rate, element_size=element_size
+    )
+    found = {"limit": limits(shape, best, shape.parameters * element_size, machine)}
+    if "int8" in table:
+        found["int8 limit"] = limits(shape, table["int8"], shape.parameters, machine)
+    for name, workloads in found.items():
+        for workload, limit in workloads.items():
+            print(f"{name} {workload}: {limit}")
+
+
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path, help="folder of a checkpoint; only its config is read")
     parser.add_argument("--threads", type=int, help="default: what torch takes")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--cpu-time", action="store_true", help="for a machine that is not idle")
     args = parser.parse_args()
-    if args.threads:
+    if args.cpu_time:
+        torch.set_num_threads(1)
+    elif args.threads:
         torch.set_num_threads(args.threads)
+    clock = time.process_time if args.cpu_time else time.perf_counter
     shape = Shape.read(args.model)
     dtype = getattr(torch, args.dtype)
     print(f"{shape.parameters / 1e6:.1f} M parameters, {args.dtype}, ", end="")
     print(f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
-    bandwidth = read_bandwidth()
+    bandwidth = read_bandwidth(clock)
     print(f"memory read {bandwidth / 1e9:.1f} GB/s")
-    table = {name: pass_seconds(shape, dtype, pack) for name, pack in ways(dtype).items()}
+    table = {name: pass_seconds(shape, dtype, pack, clock) for name, pack in ways(dtype).items()}
     print_pass_table(table)
-    best = {m: min(row[m] for row in table.values() if m in row) for m in BATCH_SIZES}
-    rate = 2.0 * shape.parameters * 512 / best[512]
-    streamed = shape.parameters * dtype.itemsize / best[1]
-    bandwidth = max(bandwidth, streamed)
-    print(f"matrix rate {rate / 1e9:.1f} GFLOP/s; weights at M=1 stream {streamed / 1e9:.1f} GB/s")
-    for workload, limit in limits(shape, best, rate, bandwidth, dtype.itemsize).items():
-        print(f"limit {workload}: {limit}")
+    print_limits(shape, table, bandwidth, dtype.itemsize)
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def _class_text(node: ast.ClassDef, members: list[ast.stmt]) -> str:
     return ast.unparse(ast.ClassDef(node.name, node.bases, node.keywords, members, [])) + "\n"
 
 
-def _module_pieces(text: str) -> Iterator[str]:
+def module_pieces(text: str) -> Iterator[str]:
     """A module's imports, its functions and its classes, each as one short document."""
     tree = ast.parse(text)
     imports = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
@@ -104,7 +104,7 @@ def standard_library_pieces(seed: int) -> tuple[list[str], int]:
         text = path.read_bytes().decode("utf-8", errors="ignore")
         if text.strip() and text.isascii():
             num_files += 1
-            pieces.update(dict.fromkeys(_module_pieces(text)))
+            pieces.update(dict.fromkeys(module_pieces(text)))
     ordered = list(pieces)
     random.Random(seed).shuffle(ordered)
     return ordered, num_files

@@ -14,6 +14,7 @@ from tokasaurus.ipc.messages.to_manager import TokenSampling
 from tokasaurus.model.attention.backend import AttentionBatch, CausalModel
 from tokasaurus.model.attention.torch_backend import TorchBackend
 from tokasaurus.model.parallel import ALONE, ParallelContext
+from tokasaurus.model.quantization.scheme import NO_QUANTIZATION, QuantizationScheme
 from tokasaurus.model.registry import ModelPath, load_model
 from tokasaurus.worker.torch_runner import RunnerSettings, TorchRunner
 
@@ -75,12 +76,15 @@ def generate(
     max_new_tokens: int,
     *,
     device: torch.device = CPU,
+    attention_backend: str = "torch",
+    quantization: QuantizationScheme = NO_QUANTIZATION,
 ) -> tuple[list[list[int]], list[list[float]]]:
     """Greedy tokens and log-probabilities of every prompt, all running at once."""
     tokens_twice = sum(2 * (len(p) + max_new_tokens + PAGE_SIZE) for p in prompts)
     settings = RunnerSettings(
         device=device,
-        attention_backend="torch",
+        attention_backend=attention_backend,
+        quantization=quantization,
         page_size=PAGE_SIZE,
         kv_cache_num_tokens=max(model.max_model_len, tokens_twice),
         max_tokens_per_forward=_MAX_TOKENS,

@@ -57,11 +57,27 @@ def test_key_value_arguments() -> None:
         ("model=", "must not be empty"),
         ("max_tokens_per_forward=10", "at least max_seqs_per_forward"),
         ("kv_cache_num_tokens=15", "at least one block"),
+        ("quantization=int3", "one of none, int8"),
+        ("quantization_group_size=64", "no effect without quantization=int4_weight_only"),
     ],
 )
 def test_bad_argument_is_a_sentence(arg: str, message: str) -> None:
     with pytest.raises(ConfigError, match="(?s)" + message.replace("(", r"\(")):
         EngineConfig.from_args([arg])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "cuda"}, "runs on CPUs alone; set device=cpu"),
+        ({"cpu_kernels": False}, "needs the CPU kernels; set cpu_kernels=T"),
+        ({"attention_backend": "torch"}, "attention_backend=cpu or leave"),
+        ({"quantization_group_size": 48}, "32, 64 or 128, not 48"),
+    ],
+)
+def test_quantization_says_what_it_needs(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        EngineConfig(quantization="int4_weight_only", **options).validate()
 
 
 def test_python_construction_is_as_strict() -> None:

@@ -107,6 +107,7 @@ class Engine:
         self.counters.device_idle_seconds += output.device_idle_seconds
         self.counters.device_busy_seconds += output.device_busy_seconds
         self.counters.num_recompiles += output.num_recompiles
+        self.counters.bubble_seconds += output.bubble_seconds
         self._preempter.settle()
 
     def schedule(self) -> StepInput | None:

@@ -19,6 +19,7 @@ class Counters:
     device_idle_seconds: float = 0.0
     device_busy_seconds: float = 0.0
     num_recompiles: int = 0
+    bubble_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,4 +74,5 @@ def build_stats(dp_rank: int, gauges: Gauges, counters: Counters) -> ManagerStat
         device_idle_seconds=counters.device_idle_seconds,
         device_busy_seconds=counters.device_busy_seconds,
         num_recompiles=counters.num_recompiles,
+        bubble_seconds=counters.bubble_seconds,
     )

@@ -132,6 +132,11 @@ DEVICE_IDLE = _counter(
 DEVICE_BUSY = _counter(
     "device_busy_seconds", "Time from the first to the last kernel of steps.", *_PER_REPLICA
 )
+PIPELINE_BUBBLES = _counter(
+    "pipeline_bubble_seconds",
+    "Time within steps that the last pipeline stage waited for the others.",
+    *_PER_REPLICA,
+)
 RECOMPILES = _counter(
     "recompiles", "Graphs that torch compiled after warm-up; there should be none.", *_PER_REPLICA
 )

@@ -17,6 +17,7 @@ _FIELDS = {
     metrics.WORKER_EXECUTE: "worker_execute_seconds",
     metrics.DEVICE_IDLE: "device_idle_seconds",
     metrics.DEVICE_BUSY: "device_busy_seconds",
+    metrics.PIPELINE_BUBBLES: "bubble_seconds",
     metrics.RECOMPILES: "num_recompiles",
     metrics.RUNNING: "num_running",
     metrics.QUEUED: "num_queued",

@@ -98,6 +98,8 @@ class ManagerStats(msgspec.Struct, frozen=True, kw_only=True, tag="manager_stats
     device_busy_seconds: float = 0.0
     """Both 0 where the device is a CPU."""
     num_recompiles: int = 0
+    bubble_seconds: float = 0.0
+    """Of `worker_execute_seconds`: the last pipeline stage waited for the others."""
 
 
 class PeerQuestion(msgspec.Struct, frozen=True, kw_only=True, tag="peer_question"):

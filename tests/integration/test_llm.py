@@ -69,7 +69,7 @@ def test_vectors(llm: LLM) -> None:
     last = llm.embed(texts[:3], pooling="last", progress=False)
     assert np.abs(last - vectors[:3]).max() > 0.01
     assert llm.embed([], progress=False).shape == (0, vectors.shape[1])
-    for wrong in ({"dimensions": 10**6}, {"pooling": "cls"}):
+    for wrong in ({"dimensions": 10**6}, {"dimensions": 2.5}, {"pooling": "cls"}):
         with pytest.raises(InvalidRequestError):
             llm.embed("a", progress=False, **wrong)
     with pytest.raises(PromptTooLongError):

@@ -45,10 +45,13 @@ def checked_pooling(value: Any) -> Pooling:
 
 def check_dimensions(dimensions: int | None, limits: ModelLimits) -> None:
     """Raises InvalidRequestError for what is no part of this model's vectors."""
-    if dimensions is not None and limits.hidden_size and not 1 <= dimensions <= limits.hidden_size:
+    size = limits.hidden_size
+    if dimensions is None or not size:
+        return
+    if type(dimensions) is not int or not 1 <= dimensions <= size:
         raise InvalidRequestError(
-            f"'dimensions' must be between 1 and {limits.hidden_size}, which is the hidden size of "
-            f"this model, not {shown(dimensions)}.",
+            f"'dimensions' must be between 1 and {size}, which is the hidden size of this model, "
+            f"not {shown(dimensions)}.",
             param="dimensions",
         )
 

@@ -76,6 +76,23 @@ def test_dimensions_and_pooling() -> None:
     run(check)
 
 
+def test_special_tokens_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def check(server: TinyServer) -> None:
+        asked = []
+        encode = server.state.encoding_pool.encode
+
+        async def note(texts: list[str], *, add_special_tokens: bool) -> list[list[int]]:
+            asked.append(add_special_tokens)
+            return await encode(texts, add_special_tokens=add_special_tokens)
+
+        monkeypatch.setattr(server.state.encoding_pool, "encode", note)
+        for body in ({}, {"add_special_tokens": None}, {"add_special_tokens": False}):
+            await embed(server, "a", **body)
+        assert asked == [True, True, False]
+
+    run(check)
+
+
 def test_scheduling_fields_arrive() -> None:
     async def check(server: TinyServer) -> None:
         await embed(server, "a", priority=3, cache_salt="s", timeout=50.0)

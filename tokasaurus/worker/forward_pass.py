@@ -3,6 +3,8 @@
 Shapes: T tokens of the step, D hidden size.
 """
 
+import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
@@ -24,6 +26,8 @@ from tokasaurus.model.sampling.sampler import SamplingBatch
 from tokasaurus.worker.compilation import CompiledModel, num_compilations
 from tokasaurus.worker.cuda_graphs import Capturer, CudaCapturer, DecodeGraphs, graph_sizes
 from tokasaurus.worker.draw_graphs import DrawGraphs, is_plain
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,8 +112,11 @@ class ForwardPass:
             if draws is not None:
                 draws.capture(size, hidden_TD, capturer)
 
+        began = time.perf_counter()
         graphs.capture(-(-self._model.max_model_len // self._page_size), progress, capture_draw)
         self._graphs, self._draw_graphs = graphs, draws
+        seconds = time.perf_counter() - began
+        _logger.info("captured decode steps of %d sizes in %.1f s", len(sizes), seconds)
 
     def finish_warm_up(self) -> None:
         """From now on, compilations count as recompilations."""

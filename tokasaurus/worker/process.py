@@ -62,8 +62,11 @@ def run_worker(config: EngineConfig, addresses: Addresses, dp_rank: int, rank: i
         device = choose_device(config.device, index)
         parallel, links = join_replica(config, addresses, dp_rank, rank, device)
         runner = build_runner(config, device, parallel, links)
+        times = [time.perf_counter()]
         runner.load(_phase(supervisor, name, "load"))
+        times.append(time.perf_counter())
         runner.warm_up(_phase(supervisor, name, "warm-up"))
+        times.append(time.perf_counter())
         manager.send(
             WorkerReady(
                 rank=rank,
@@ -75,7 +78,12 @@ def run_worker(config: EngineConfig, addresses: Addresses, dp_rank: int, rank: i
                 hidden_size=runner.hidden_size,
             )
         )
-        _logger.info("ready: %s", runner.description)
+        _logger.info(
+            "ready (loading took %.1f s, warming up %.1f s): %s",
+            times[1] - times[0],
+            times[2] - times[1],
+            runner.description,
+        )
         answers = parallel.is_last_stage and parallel.tp_rank == 0
         overlap = device.type != "cpu"
         WorkerLoop(runner, inbox, manager if answers else None, overlap=overlap).run()

@@ -70,6 +70,11 @@ class Engine:
     def is_idle(self) -> bool:
         return not self._sequences
 
+    @property
+    def hydragen_share(self) -> float:
+        """Of the KV tokens that the last decodes attended to, those that groups read once."""
+        return self._scheduler.hydragen_share
+
     def submit(self, request: GenerateRequest) -> None:
         """Queue a request, or end it at once if it can't run or has nothing left to do."""
         if request.request_id in self._sequences:

@@ -49,6 +49,12 @@ class GroupFinder:
         self._groups = self._runs()
         return self._groups
 
+    def share(self) -> float:
+        """Of the KV tokens that the decodes attend to, those in the prefixes of groups."""
+        num_tokens = int(self._running.slots.num_scheduled[self._order].sum())
+        num_blocks = sum(group.num_rows * group.num_blocks for group in self._groups)
+        return num_blocks * self._running.page_size / max(num_tokens, 1)
+
     def _search(self) -> None:
         slots = self._running.slots
         decode_slots = self._running.decode_slots

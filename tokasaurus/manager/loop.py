@@ -126,7 +126,10 @@ class Manager:
         if not self._stats_clock.is_due(self._clock(), is_idle=self.engine.is_idle):
             return
         stats = build_stats(
-            self._settings.dp_rank, self.engine.gauges(), self.engine.update_counters()
+            self._settings.dp_rank,
+            self.engine.gauges(),
+            self.engine.update_counters(),
+            self.engine.hydragen_share,
         )
         for outbox in self._server_outboxes.values():
             outbox.send(stats)

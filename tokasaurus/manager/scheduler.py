@@ -82,6 +82,13 @@ class Scheduler:
         self._prefilled_last = False
         self._num_steps = 0
 
+    @property
+    def hydragen_share(self) -> float:
+        """Of the KV tokens that the last decodes attended to, those that groups read once."""
+        if self._group_finder is None or not self._running.decode_slots.size:
+            return 0.0
+        return self._group_finder.share()
+
     def schedule(self) -> ScheduledStep | None:
         """Plan one step; None when there is nothing to run before more tokens arrive."""
         running = self._running

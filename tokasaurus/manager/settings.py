@@ -24,8 +24,9 @@ class ManagerSettings:
     """Prefill as soon as possible; else as fast as sequences leave, which spreads their ends."""
     use_hydragen: bool = True
     """Let the worker read shared prefixes once per group, if it can."""
-    hydragen_min_group_size: int = 8
+    hydragen_min_group_size: int = 16
     hydragen_min_prefix_len: int = 128
+    """Both by `scripts/bench_hydragen.py`."""
     priority_aging_seconds: float = 60.0
     """Waiting for so long is worth one step of priority."""
     stats_interval_seconds: float = 1.0

@@ -56,10 +56,13 @@ class StatsClock:
         return False
 
 
-def build_stats(dp_rank: int, gauges: Gauges, counters: Counters) -> ManagerStats:
+def build_stats(
+    dp_rank: int, gauges: Gauges, counters: Counters, hydragen_share: float
+) -> ManagerStats:
     return ManagerStats(
         dp_rank=dp_rank,
         num_queued=gauges.num_queued,
+        hydragen_share=hydragen_share,
         num_running=gauges.num_running,
         num_blocks=gauges.num_blocks,
         num_blocks_in_use=gauges.num_blocks_in_use,

@@ -158,6 +158,11 @@ PREFIX_HITS = _gauge(
     "Share of all prompt tokens so far whose KV was found in the cache.",
     *_PER_REPLICA,
 )
+HYDRAGEN_SHARE = _gauge(
+    "hydragen_kv_ratio",
+    "Share of the KV tokens that decodes attend to which lie in prefixes read once per group.",
+    *_PER_REPLICA,
+)
 IN_FLIGHT = _gauge("requests_in_flight", "Samples that are submitted and have not ended.")
 READY = msgspec.structs.replace(
     _gauge("ready", "1 if requests are taken, else 0."), over_servers="least"

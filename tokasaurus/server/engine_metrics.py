@@ -24,6 +24,7 @@ _FIELDS = {
     metrics.KV_BLOCKS: "num_blocks",
     metrics.KV_BLOCKS_IN_USE: "num_blocks_in_use",
     metrics.KV_BLOCKS_CACHED: "num_blocks_cached",
+    metrics.HYDRAGEN_SHARE: "hydragen_share",
 }
 """Metrics that are a field of ManagerStats as it is."""
 

@@ -24,9 +24,13 @@ def test_samples_of_a_prompt_are_one_group_until_few_are_left() -> None:
     harness = _harness()
     prompt = _prompt(0, 17)
     harness.submit(*(make_request(i, prompt, 15 + 2 * i) for i in range(12)))
+    for _ in range(12):
+        harness.tick()
+    assert 0.5 < harness.engine.hydragen_share < 1
     harness.run()
     harness.check_tokens()
     assert harness.worker.num_grouped_rows > 12 * 4
+    assert harness.engine.hydragen_share == 0
 
 
 def test_deeper_groups_are_taken_where_they_save_more() -> None:

@@ -91,6 +91,7 @@ def test_managers_are_told_apart() -> None:
                     num_prompt_tokens=100,
                     num_cached_tokens=25 * rank,
                     worker_wait_seconds=0.5,
+                    hydragen_share=0.5 * rank,
                 )
             )
         for _ in range(20):
@@ -99,6 +100,7 @@ def test_managers_are_told_apart() -> None:
         assert [seen[f"tokasaurus_sequences_running,{r}"] for r in (0, 1)] == [3, 4]
         assert [seen[f"tokasaurus_prefix_cache_hit_ratio,{r}"] for r in (0, 1)] == [0, 0.25]
         assert seen["tokasaurus_kv_usage_ratio,1"] == 0.4
+        assert [seen[f"tokasaurus_hydragen_kv_ratio,{r}"] for r in (0, 1)] == [0, 0.5]
         assert seen["tokasaurus_worker_wait_seconds_total,0"] == 0.5
 
     run(check, num_managers=2)

@@ -100,6 +100,8 @@ class ManagerStats(msgspec.Struct, frozen=True, kw_only=True, tag="manager_stats
     num_recompiles: int = 0
     bubble_seconds: float = 0.0
     """Of `worker_execute_seconds`: the last pipeline stage waited for the others."""
+    hydragen_share: float = 0.0
+    """Of the KV tokens that the last decodes attended to, those in prefixes read once per group."""
 
 
 class PeerQuestion(msgspec.Struct, frozen=True, kw_only=True, tag="peer_question"):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.checkpoints import VOCAB_SIZE
+from tests.numerics.threaded_replica import ThreadedReplica
 from tests.numerics.whole_engine import WholeEngine
 from tests.reference import load_reference, mixed_prompts
 from tokasaurus.ipc.messages.to_manager import Pooling
@@ -69,3 +70,16 @@ def test_preempted_between_chunks(pooling: Pooling, checkpoint: Checkpoint) -> N
     vectors, ends = engine.embed(prompts, pooling, num_generations=18, max_tokens=40)
     np.testing.assert_allclose(vectors, reference_vectors(folder, prompts, pooling), atol=1e-4)
     assert sum(end.num_preemptions for end in ends) > 0, "no prompt was preempted"
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_several_workers(pooling: Pooling, checkpoint: Checkpoint) -> None:
+    """The last stage pools, also where a step is cut into micro-batches."""
+    folder = checkpoint("llama")
+    prompts = mixed_prompts(32, VOCAB_SIZE)
+    engine = WholeEngine(folder, pp_size=2, tp_size=2)
+    vectors, ends = engine.embed(prompts, pooling, num_generations=16)
+    assert isinstance(engine.runner, ThreadedReplica)
+    engine.runner.close()
+    np.testing.assert_allclose(vectors, reference_vectors(folder, prompts, pooling), atol=1e-4)
+    assert {end.reason for end in ends} == {"stop"}

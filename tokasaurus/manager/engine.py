@@ -44,7 +44,8 @@ class Engine:
         self.running = RunningSet(
             settings.num_slots, worker.max_model_len, worker.num_blocks, settings.page_size
         )
-        self.policy = policy or SimulateFuture(settings, StoppingPredictor())
+        self._pacer = PrefillPacer(settings)
+        self.policy = policy or SimulateFuture(settings, StoppingPredictor(), self._pacer)
         self._worker = worker
         self._sequences: dict[int, Sequence] = {}
         """All that have not ended, by request id."""
@@ -52,7 +53,6 @@ class Engine:
         self._stop_tokens = StopTokens(worker.vocab_size)
         self._preempter = Preempter(self.queue, self.running)
         self._onboarder = Onboarder(self.queue, self.running, self.policy)
-        self._pacer = PrefillPacer(settings)
         self._scheduler = Scheduler(
             settings, worker.capabilities, self.running, self._preempter, self._pacer
         )

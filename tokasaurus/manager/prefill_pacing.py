@@ -5,10 +5,15 @@ empty in waves. Little's law says how many leave per step once all seats decode:
 the mean length of outputs.
 """
 
+from itertools import islice
+
+from tokasaurus.manager.running_set import RunningSet
 from tokasaurus.manager.settings import ManagerSettings
 
 _MEMORY = 64
 """Ends that the mean length is taken over, about."""
+_SAMPLED_PREFILLS = 16
+"""How many at the head of the line tell how many tokens a prefill has left."""
 
 
 class PrefillPacer:
@@ -30,6 +35,15 @@ class PrefillPacer:
         if not self._mean_outputs:
             self._mean_outputs = float(num_outputs)
         self._mean_outputs += (num_outputs - self._mean_outputs) / _MEMORY
+
+    def budget_of(self, running: RunningSet, num_decodes: int) -> int:
+        """Most prefill tokens of a step with so many decodes, as things stand."""
+        tokens_per_prefill = 0.0
+        if self.needs_backlog:
+            first = list(islice(running.prefilling.values(), _SAMPLED_PREFILLS))
+            num_left = sum(s.token_ids.size - running.num_computed(s) for s in first)
+            tokens_per_prefill = num_left / max(1, len(first))
+        return self.budget(num_decodes, len(running.prefilling), tokens_per_prefill)
 
     def budget(self, num_decodes: int, num_prefills: int, tokens_per_prefill: float) -> int:
         """Most prefill tokens of a step; all that fit if nothing decodes or lengths are unknown.

@@ -1,7 +1,6 @@
 """Plans steps: every decoding sequence runs one token, prefill chunks take what budget is left."""
 
 from dataclasses import dataclass, field
-from itertools import islice
 
 import numpy as np
 
@@ -16,8 +15,6 @@ from tokasaurus.manager.settings import ManagerSettings
 
 _NO_SLOTS = np.empty(0, np.intp)
 _NO_BLOCKS = np.empty(0, np.int32)
-_SAMPLED_PREFILLS = 16
-"""How many at the head of the line tell how many tokens a prefill has left."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -147,7 +144,7 @@ class Scheduler:
         them starts behind them.
         """
         running = self._running
-        budget = self._prefill_budget(step.decode_slots.size)
+        budget = self._pacer.budget_of(running, step.decode_slots.size)
         for slot, sequence in running.prefilling.items():
             if budget <= 0:
                 return
@@ -169,15 +166,6 @@ class Scheduler:
                 )
             )
             budget -= num_tokens
-
-    def _prefill_budget(self, num_decodes: int) -> int:
-        prefilling = self._running.prefilling
-        tokens_per_prefill = 0.0
-        if self._pacer.needs_backlog:
-            first = list(islice(prefilling.values(), _SAMPLED_PREFILLS))
-            num_left = sum(s.token_ids.size - self._running.num_computed(s) for s in first)
-            tokens_per_prefill = num_left / max(1, len(first))
-        return self._pacer.budget(num_decodes, len(prefilling), tokens_per_prefill)
 
     def _start(self, sequence: Sequence, num_cached: int) -> None:
         sequence.has_started = True

@@ -10,6 +10,7 @@ import numpy as np
 
 from tokasaurus.manager.block_usage import usage_at
 from tokasaurus.manager.forecast import Forecast
+from tokasaurus.manager.prefill_pacing import PrefillPacer
 from tokasaurus.manager.running_set import PrefixMatch, RunningSet
 from tokasaurus.manager.sequence import Sequence
 from tokasaurus.manager.settings import ManagerSettings
@@ -25,8 +26,15 @@ _NONE = np.empty(0, np.int64)
 class SimulateFuture:
     """Foresees usage; asks the simulation only where cheap bounds don't decide."""
 
-    def __init__(self, settings: ManagerSettings, predictor: StoppingPredictor) -> None:
+    def __init__(
+        self,
+        settings: ManagerSettings,
+        predictor: StoppingPredictor,
+        pacer: PrefillPacer | None = None,
+    ) -> None:
+        """`pacer` says how fast prompts are computed; None: as fast as they fit."""
         self._settings = settings
+        self._pacer = pacer or PrefillPacer(settings)
         self._predictor = predictor
         self._forecast: Forecast | None = None
         self._curves: dict[int, StopCurve | None] = {}
@@ -77,7 +85,7 @@ class SimulateFuture:
         return Forecast(
             running,
             self._predict,
-            prefill_rate=max(1, self._settings.prefill_budget(decode_slots.size)),
+            prefill_rate=max(1, self._pacer.budget_of(running, decode_slots.size)),
             end_lag=self._settings.scheduling_steps_ahead,
         )
 

@@ -100,3 +100,32 @@ def test_headroom_follows_preemptions() -> None:
     for _ in range(300):
         policy.observe(sequence, 5, is_stop=True)
     assert policy.headroom == 0.0
+
+
+def test_paced_prefills_are_foreseen_at_their_pace() -> None:
+    """What is prefilled slowly also ends late: the forecast knows by the pacer's rate."""
+    starts = []
+    for greedy_prefill in (True, False):
+        harness = Harness(
+            num_blocks=400,
+            page_size=4,
+            greedy_prefill=greedy_prefill,
+            max_tokens_per_forward=400,
+            max_seqs_per_forward=40,
+        )
+        harness.submit(*(make_request(i, [i] * 8, 50) for i in range(20)))
+        for _ in range(70):
+            harness.tick()
+        harness.submit(*(make_request(100 + i, [i] * 8, 50) for i in range(20)))
+        for _ in range(4):
+            harness.tick()
+        harness.submit(*(make_request(200 + i, [50 + i] * 40, 50) for i in range(10)))
+        harness.tick()
+        policy = harness.engine.policy
+        assert isinstance(policy, SimulateFuture)
+        starts.append(int(policy.forecast(harness.engine.running).loads.starts.max()))
+        harness.run()
+        harness.check_tokens()
+    greedy, paced = starts
+    assert greedy <= 1
+    assert paced > 5

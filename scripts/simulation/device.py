@@ -158,6 +158,11 @@ class SimulatedDevice:
         drawn[positions == self._last_positions[rows]] = STOP_TOKEN
         return StepOutput(step_id=step.step_id, token_ids=drawn, execute_seconds=seconds), seconds
 
+    @property
+    def num_saved_blocks(self) -> int:
+        """Block reads of a decode step that groups save."""
+        return sum((group.num_rows - 1) * group.num_blocks for group in self._groups)
+
     def _seconds(self, step: StepInput) -> float:
         hardware, model = self._hardware, self._model
         num_decodes = self._decode_slots.size

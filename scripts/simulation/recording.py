@@ -15,6 +15,8 @@ _MAX_GAP = np.float32(2.0**16)
 _FIRST_BIN = int(_MIN_GAP.view(np.int32)) >> _BITS_SHIFT
 _NUM_BINS = (int(_MAX_GAP.view(np.int32)) >> _BITS_SHIFT) - _FIRST_BIN + 1
 _MAX_PENDING = 65_536
+_READS_EVERY = 64
+"""Steps between looks at what decodes read."""
 
 
 class GapHistogram:
@@ -140,6 +142,9 @@ class ReplicaLog:
         self._predict = predict
         self._prediction_steps = prediction_steps
         self._next_prediction = 0
+        self.block_reads = np.zeros(3, np.int64)
+        """Sums over samples: blocks in the tables of decodes; reads of them that groups saved, and
+        that groups within groups, down to every shared block, would have saved."""
         self.start_order: list[np.ndarray] = []
         self.predictions: list[tuple[int, Prediction]] = []
         """(the step at which it was made, the prediction)"""
@@ -154,6 +159,16 @@ class ReplicaLog:
             prediction = self._predict(engine)
             if prediction is not None:
                 self.predictions.append((step_id, prediction))
+
+    def sample_reads(self, engine: Engine, step_id: int, num_saved_blocks: int) -> None:
+        """Now and then, count the blocks that decodes attend to, and how many different ones."""
+        if step_id % _READS_EVERY:
+            return
+        slots, decode_slots = engine.running.slots, engine.running.decode_slots
+        lengths = slots.num_blocks[decode_slots]
+        tables = slots.block_table[decode_slots, : int(lengths.max(initial=0))]
+        held = tables[np.arange(tables.shape[1]) < lengths[:, None]]
+        self.block_reads += (held.size, num_saved_blocks, held.size - np.unique(held).size)
 
     @property
     def times(self) -> np.ndarray:

@@ -94,6 +94,7 @@ class Replica:
             self._in_flight.append(output)
             ends.append(self._free_at)
             self.log.sample(self.engine, now, step.step_id)
+            self.log.sample_reads(self.engine, step.step_id, self._device.num_saved_blocks)
         return ends
 
     def finish_step(self) -> None:

@@ -47,6 +47,10 @@ class Report:
     """From arrival until the first chunk of the prefill is scheduled."""
     max_overtaken: int
     """Places that a request lost in the order of its replica; 0: strictly first come."""
+    kv_reads_saved_share: float
+    """Of the block reads of decodes, those that Hydragen groups save."""
+    kv_reads_shared_share: float
+    """The same if groups were nested down to every block that two sequences share."""
     num_running_mean: float
     num_steps: int
     cpu_seconds: float
@@ -65,6 +69,7 @@ def build_report(replay: Replay) -> Report:
     wait = requests.started - requests.arrival
     p5, p50, p95 = weighted_percentiles(steady, steady_weights, [5, 50, 95])
     logs = [replica.log for replica in replay.replicas]
+    num_reads, num_saved, num_shared = np.sum([log.block_reads for log in logs], axis=0)
     return Report(
         num_requests=requests.num_requests,
         num_refused=requests.num_refused,
@@ -86,6 +91,8 @@ def build_report(replay: Replay) -> Report:
         queue_wait_p50=_percentile(wait, 50),
         queue_wait_max=_percentile(wait, 100),
         max_overtaken=max(max_overtaken(log) for log in logs),
+        kv_reads_saved_share=float(num_saved / max(num_reads, 1)),
+        kv_reads_shared_share=float(num_shared / max(num_reads, 1)),
         num_running_mean=sum(_mean(log.running[:-1], np.diff(log.times)) for log in logs)
         / num_replicas,
         num_steps=num_steps,

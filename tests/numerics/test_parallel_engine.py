@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.checkpoints import VOCAB_SIZE
-from tests.numerics.whole_engine import GREEDY, WholeEngine
+from tests.checkpoints import EOS_ID, VOCAB_SIZE
+from tests.numerics.whole_engine import GREEDY, PAGE_SIZE, WholeEngine
 from tests.reference import greedy_reference, mixed_prompts
+from tests.unit.worker.step_driver import DrivenSequence, StepDriver
 from tokasaurus.ipc.messages.to_manager import TokenSampling
 
 Checkpoint = Callable[..., Path]
@@ -79,7 +80,8 @@ def test_drawn_tokens_are_those_of_one_worker(
             bias_values=((), (3.0, 5.0))[i % 8 == 0],
             min_tokens=(0, 4)[i % 4 == 0],
             banned_until_min_tokens=((), (5, 6, 320))[i % 4 == 0],
-            num_prompt_logprobs=(-1, 2)[i % 9 == 0],
+            grammar="start: /[a-z]{3,9}(, [a-z]{3,9})*/" if i % 5 == 1 else "",
+            end_token_ids=(EOS_ID,) if i % 5 == 1 else (),
         )
         for i in range(24)
     ]
@@ -90,3 +92,45 @@ def test_drawn_tokens_are_those_of_one_worker(
     for one, other in zip(spread[1], alone[1], strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4)
     engine.runner.close()
+
+
+@pytest.mark.parametrize(("pp_size", "tp_size"), [(2, 1), (2, 2)])
+def test_scores_and_vectors_of_prompts_that_are_cut(
+    pp_size: int, tp_size: int, checkpoint: Checkpoint
+) -> None:
+    folder = checkpoint("llama")
+    prompts = mixed_prompts(12, VOCAB_SIZE)
+    scored = TokenSampling(temperature=0.0, num_prompt_logprobs=2)
+    alone, spread = WholeEngine(folder), WholeEngine(folder, pp_size=pp_size, tp_size=tp_size)
+
+    def score(engine: WholeEngine) -> dict[int, tuple[float, list[int]]]:
+        driver = StepDriver(engine.runner, PAGE_SIZE)
+        sequence = driver.add(0, prompts[11], scored)
+        other = driver.add(1, prompts[2], GREEDY)
+        driver.run(prefill=[(other, len(prompts[2])), (sequence, 70)])
+        driver.run(prefill=[(sequence, len(prompts[11]) - 70)], decode=[other])
+        scores = by_position(sequence)
+        driver.free(sequence)
+        driver.free(other)
+        driver.run()
+        return scores
+
+    expected, actual = score(alone), score(spread)
+    assert sorted(actual) == sorted(expected) == list(range(1, len(prompts[11])))
+    for position, (logprob, top_ids) in actual.items():
+        assert logprob == pytest.approx(expected[position][0], abs=1e-4)
+        assert top_ids == expected[position][1]
+    for pooling in ("mean", "last"):
+        vectors, _ = spread.embed(prompts, pooling, num_generations=6)
+        np.testing.assert_allclose(
+            vectors, alone.embed(prompts, pooling, num_generations=6)[0], atol=1e-4
+        )
+    spread.runner.close()
+
+
+def by_position(sequence: DrivenSequence) -> dict[int, tuple[float, list[int]]]:
+    return {
+        scores.start + 1 + index: (float(logprob), scores.top_ids[index].tolist())
+        for scores in sequence.prompt_logprobs
+        for index, logprob in enumerate(scores.logprobs)
+    }

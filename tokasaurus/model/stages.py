@@ -59,10 +59,11 @@ def divide_layers(num_layers: int, num_stages: int, last_cost: float) -> list[in
 
 
 def head_cost(spec: DecoderSpec) -> float:
-    """Work of the head per token, in layers: the ratio of the weights that they multiply by."""
+    """Work of the head, in layers: by the weights that they multiply by. It counts half, because
+    decodes go through it and most tokens of prompts don't."""
     attention = 2 * (spec.num_heads + spec.num_kv_heads) * spec.head_dim
     intermediate = spec.intermediate_size
     if spec.moe is not None:
         intermediate = spec.moe.intermediate_size * spec.moe.num_experts_per_token
     mlp = (3 if spec.mlp == "gated" else 2) * intermediate
-    return spec.vocab_size / (attention + mlp)
+    return spec.vocab_size / (attention + mlp) / 2

@@ -230,6 +230,17 @@ def test_calls_that_were_cut_off_do_not_come_back() -> None:
     roomy(check)
 
 
+def test_a_model_that_says_nothing() -> None:
+    async def check(server: TinyServer) -> None:
+        says(server, "")
+        response = await create(server)
+        assert response.output_text == ""
+        assert [item.type for item in response.output] == ["message"]
+        assert response.status == "completed"
+
+    roomy(check)
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [

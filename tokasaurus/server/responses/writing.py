@@ -10,6 +10,7 @@ from tokasaurus.errors import TokasaurusError
 from tokasaurus.server.chat_output import ChatOutputParser
 from tokasaurus.server.chat_turns import RunningTurn
 from tokasaurus.server.generation import Generation
+from tokasaurus.server.output_events import TextPiece
 from tokasaurus.server.responses.conversation import output_messages, shown_tools
 from tokasaurus.server.responses.output_items import OutputItems
 from tokasaurus.server.schemas.response_events import (
@@ -106,6 +107,8 @@ class ResponseWriter:
         if has_finished:
             pieces += self._parser.flush()
         events = [event for piece in pieces for event in self._output.add(piece)]
+        if has_finished and not self._output.items:
+            events += self._output.add(TextPiece(""))  # clients look for a message
         if has_finished:
             is_whole = generation.finish_reason == "stop"
             events += self._output.close("completed" if is_whole else "incomplete")

@@ -2,9 +2,10 @@
 
     python scripts/bench_offline.py --model DIR --workload W1 [--workload W2 ...] [key=value ...]
 
-Prints output tokens/s, prefill tokens/s, TTFT, peak memory of the processes and the share of time
-that the worker waited; medians over the runs. `scripts/make_bench_model.py` makes a DIR; further
-key=value words are options of the engine.
+Prints output tokens/s, prefill tokens/s, TTFT, CPU time and peak memory of the processes, the share
+of time that the worker waited, and that a pipeline's last stage waited for the others; medians over
+the runs. `scripts/make_bench_model.py` makes a DIR; further key=value words are options of the
+engine.
 """
 
 import argparse
@@ -38,16 +39,21 @@ class RunResult:
     """Median over the requests."""
     worker_wait_share: float
     """Of the worker's time, from the first step of the run to the last."""
+    bubble_share: float
+    """Of the time that a pipeline's last stage ran steps: waiting for the other stages."""
+    cpu_seconds: float
+    """Of all child processes: what to compare on a machine that does other work, too."""
 
 
 def run_once(llm: LLM, workload: str, run: int) -> RunResult:
     prompts, num_output_tokens = WORKLOADS[workload](run)
     params = SamplingParams(temperature=0, max_tokens=num_output_tokens, ignore_eos=True)
-    worker_before = worker_seconds(llm)
+    worker_before, cpu_before = worker_seconds(llm), children_cpu_seconds()
     started = time.perf_counter()
     outputs = llm.generate(prompts, params, progress=False)
     seconds = time.perf_counter() - started
-    waited, executed = np.subtract(worker_seconds(llm), worker_before).tolist()
+    cpu_seconds = children_cpu_seconds() - cpu_before
+    waited, executed, bubbles = np.subtract(worker_seconds(llm), worker_before).tolist()
     samples = [output.outputs[0] for output in outputs]
     assert all(len(sample.token_ids) == num_output_tokens for sample in samples)
     ttfts = [sample.ttft_seconds or 0.0 for sample in samples]
@@ -61,20 +67,30 @@ def run_once(llm: LLM, workload: str, run: int) -> RunResult:
         decode_tokens_per_second=num_decoded / max(seconds - min(ttfts), 1e-9),
         ttft_seconds=statistics.median(ttfts),
         worker_wait_share=waited_within / (waited_within + executed),
+        bubble_share=bubbles / executed,
+        cpu_seconds=cpu_seconds,
     )
 
 
-def worker_seconds(llm: LLM) -> tuple[float, float]:
-    """Seconds that the worker has waited and executed since start, once the engine is idle."""
+def worker_seconds(llm: LLM) -> tuple[float, float, float]:
+    """Seconds that the worker has waited and executed since start, and of the latter waited for
+    other pipeline stages, once the engine is idle."""
     deadline = time.monotonic() + _STATS_SETTLE_SECONDS
     while time.monotonic() < deadline:
         seen = llm.stats()
         if not seen:  # nothing has run yet
-            return 0.0, 0.0
+            return 0.0, 0.0, 0.0
         if not seen[0].num_running and not seen[0].num_queued:
-            return seen[0].worker_wait_seconds, seen[0].worker_execute_seconds
+            stats = seen[0]
+            return stats.worker_wait_seconds, stats.worker_execute_seconds, stats.bubble_seconds
         time.sleep(0.05)
     raise SystemExit("The engine did not come to rest after a run; look at its log.")
+
+
+def children_cpu_seconds() -> float:
+    """User and system time of all child processes so far."""
+    times = [child.cpu_times() for child in psutil.Process().children(recursive=True)]
+    return sum(t.user + t.system for t in times)
 
 
 def peak_memory_mib() -> dict[str, float]:
@@ -101,7 +117,9 @@ def print_row(workload: str, result: RunResult) -> None:
         f" | prefill {result.prefill_tokens_per_second:8.1f} tokens/s"
         f" | decode {result.decode_tokens_per_second:7.1f} tokens/s"
         f" | TTFT {1000 * result.ttft_seconds:7.1f} ms"
-        f" | worker waited {100 * result.worker_wait_share:5.1f}%",
+        f" | worker waited {100 * result.worker_wait_share:5.1f}%"
+        f" | bubbles {100 * result.bubble_share:5.1f}%"
+        f" | CPU {result.cpu_seconds:6.2f} s",
         flush=True,
     )
 

@@ -41,12 +41,13 @@ PARTS = (
     Part("environment", "environment", "describe", 40),
     Part("ceilings", "ceilings", "measure_ceilings", 40),
     Part("kernels", "environment", "compile_kernels", 200),
-    Part("tests", "correctness", "run_tests", 110),
     Part("llama-1b", "model_speed", "measure_model", 90, ("llama-1b",)),
+    Part("tests", "correctness", "run_tests", 100, ("not variants",)),
     Part("llama-8b", "model_speed", "measure_model", 110, ("llama-8b",)),
     Part("monkeys", "end_to_end", "measure_monkeys", 80),
     Part("chat", "end_to_end", "measure_chat", 50),
     Part("transformers", "peers", "measure_transformers", 60),
+    Part("variants", "correctness", "run_tests", 150, ("variants",)),
 )
 
 

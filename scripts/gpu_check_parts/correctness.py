@@ -12,15 +12,14 @@ from gpu_check_parts.part import CheckError, Setting
 _TESTS = Path(__file__).parents[2] / "tests" / "gpu"
 
 
-def run_tests(setting: Setting, findings: Findings) -> None:
-    """Raises CheckError when a test fails."""
-    report = setting.out / "tests.xml"
+def run_tests(selection: str, setting: Setting, findings: Findings) -> None:
+    """Those whose names `selection` chooses, as pytest's -k does. Raises CheckError when one fails."""
+    report = findings.path.with_suffix(".xml")
     command = [sys.executable, "-m", "pytest", str(_TESTS), "-q", f"--junitxml={report}"]
     command += ["-p", "no:cacheprovider", "--tb=short", "--color=no"]
-    if setting.quick:
-        command += ["-k", "quick"]
+    command += ["-k", f"({selection}) and quick" if setting.quick else selection]
     environment = {**os.environ, "TOKASAURUS_TEST_DEVICE": setting.device.type}
-    log = setting.out / "tests.log"
+    log = findings.path.with_suffix(".pytest.log")
     with log.open("w") as output:
         subprocess.run(command, env=environment, stdout=output, stderr=output, check=False)
     if not report.exists():

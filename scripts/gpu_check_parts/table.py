@@ -5,6 +5,7 @@ from typing import Any
 
 from gpu_check_parts.findings import findings_of
 
+_BAD = ("failure", "error")
 _COLUMNS = ("tokens/s", "ms/step", "of roofline", "idle", "recompiles")
 
 
@@ -52,8 +53,10 @@ def _other_lines(out: Path) -> list[str]:
     if len(monkeys) == 2:
         ratio = monkeys[True]["tokens_per_second"] / monkeys[False]["tokens_per_second"]
         lines.append(f"Hydragen on monkeys: {ratio:.2f} times as fast as without")
-    outcomes = [row["outcome"] for row in findings_of(out, "tests")]
+    tests = findings_of(out, "tests") + findings_of(out, "variants")
+    outcomes = [row["outcome"] for row in tests]
     counts = {outcome: outcomes.count(outcome) for outcome in sorted(set(outcomes))}
+    lines += [f"{row['outcome']}: {row['test']}" for row in tests if row["outcome"] in _BAD]
     lines.append("tests: " + (", ".join(f"{n} {what}" for what, n in counts.items()) or "none"))
     for part in ("llama-1b", "llama-8b"):
         for row in findings_of(out, part):

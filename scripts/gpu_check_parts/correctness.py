@@ -13,7 +13,7 @@ _TESTS = Path(__file__).parents[2] / "tests" / "gpu"
 
 
 def run_tests(selection: str, setting: Setting, findings: Findings) -> None:
-    """Those whose names `selection` chooses, as pytest's -k does. Raises CheckError when one fails."""
+    """Those tests that `selection`, as for pytest -k, chooses. Raises CheckError when one fails."""
     report = findings.path.with_suffix(".xml")
     command = [sys.executable, "-m", "pytest", str(_TESTS), "-q", f"--junitxml={report}"]
     command += ["-p", "no:cacheprovider", "--tb=short", "--color=no"]

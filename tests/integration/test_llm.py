@@ -202,6 +202,8 @@ def test_bad_options_start_nothing() -> None:
     num_threads = threading.active_count()
     with pytest.raises(ConfigError, match="did you mean page_size"):
         LLM("demo", pagesize=3)
+    with pytest.raises(ConfigError, match=r"without a server, which port, api_key"):
+        LLM("demo", port=8000, api_key="secret", page_size=32)
     with pytest.raises(ModelError, match="no folder"):
         LLM("/no/such/folder")
     assert engine_processes() == before

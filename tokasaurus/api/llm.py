@@ -25,7 +25,7 @@ from tokasaurus.api.prompts import (
 )
 from tokasaurus.config.engine_config import EngineConfig
 from tokasaurus.config.model_files import read_model_config, resolve_model
-from tokasaurus.errors import EngineFailedError
+from tokasaurus.errors import ConfigError, EngineFailedError
 from tokasaurus.ipc.messages.to_server import ManagerStats
 from tokasaurus.launch.background import BackgroundEngine
 from tokasaurus.server.embeddings import check_dimensions, checked_pooling, unit_vector
@@ -41,6 +41,30 @@ _ONLY_PROMPT = SamplingParams(max_tokens=0)
 _IN_FLIGHT_FACTOR = 4
 """Samples in flight per seat: enough for the scheduler to look ahead, without holding millions."""
 
+_SERVER_OPTIONS = (
+    "served_model_name",
+    "tool_parser",
+    "reasoning_parser",
+    "host",
+    "port",
+    "server_workers",
+    "max_queued_requests",
+    "max_body_bytes",
+    "request_timeout_seconds",
+    "stream_stall_seconds",
+    "api_key",
+    "api_key_file",
+    "ssl_certfile",
+    "ssl_keyfile",
+    "cors_origins",
+    "request_log",
+    "state_dir",
+    "max_file_bytes",
+    "batch_max_in_flight",
+    "statsd_addr",
+    "otlp_traces_endpoint",
+)
+
 
 class LLM:
     """A model in processes of its own, from construction until `close`.
@@ -50,11 +74,12 @@ class LLM:
     """
 
     def __init__(self, model: str = "demo", *, show_progress: bool = True, **options: Any) -> None:
-        """`options` are those of EngineConfig; logs appear from WARNING up unless told otherwise.
+        """`options` are EngineConfig's, but those of servers; the log level is WARNING by default.
 
         Raises ConfigError, ModelError or ProcessFailedError when the engine can't start.
         """
         options.setdefault("log_level", "WARNING")
+        config = _without_server(EngineConfig(model=model, **options))
         loop = EventLoopThread("engine-client")
         clients: list[EngineClient] = []
 
@@ -68,7 +93,7 @@ class LLM:
         self._loop = loop
         try:
             engine = BackgroundEngine(
-                EngineConfig(model=model, **options),
+                config,
                 with_server=False,
                 on_failure=fail,
                 show_progress=show_progress,
@@ -216,3 +241,15 @@ def _chunks(
             chunk, num_samples = [], 0
     if chunk:
         yield chunk
+
+
+def _without_server(config: EngineConfig) -> EngineConfig:
+    """The config as it is; raises ConfigError if it asks a server for something."""
+    defaults = EngineConfig()
+    asked = [name for name in _SERVER_OPTIONS if getattr(config, name) != getattr(defaults, name)]
+    if asked:
+        raise ConfigError(
+            f"LLM runs without a server, which {', '.join(asked)} would be for: "
+            "leave that out, or start a server with tokasaurus.serve."
+        )
+    return config

@@ -197,6 +197,13 @@ def test_what_is_not_finite_does_not_look_right(
     assert y[:, 5].isfinite().all()
 
 
+def test_tiny_activations_are_zeros(kernels: Kernels) -> None:
+    x = torch.full((2, 40), 1e-39)
+    x[1, 3] = 0
+    y = PackedLinear(kernels, draw(0, 20, 40), None, weight_format=INT8)(x)
+    assert (y == 0).all()
+
+
 def test_extreme_levels_do_not_saturate(kernels: Kernels) -> None:
     """All products at their largest, which overflow 16 bits in pairs."""
     weight, x = torch.full((8, 4096), -1.0), torch.ones(7, 4096)

@@ -130,4 +130,22 @@ TOKA_INLINE I to_nearest(F x) {
 #endif
 }
 
+// W levels in the form that `dot` takes; `levels` are from -127 to 127.
+TOKA_INLINE void store_levels(Level* out, I levels) {
+  levels += splat_i(LEVEL_OFFSET);
+#if defined(__AVX512F__) && defined(TOKA_INT16_PAIRS)
+  const __m256i narrow = _mm512_cvtepi32_epi16((__m512i)levels);
+#elif defined(__AVX512F__)
+  const __m128i narrow = _mm512_cvtepi32_epi8((__m512i)levels);
+#elif defined(TOKA_INT16_PAIRS)
+  const __m256i wide = (__m256i)levels;
+  const __m128i narrow =
+      _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+#else
+  Level narrow[W];
+  for (int i = 0; i < W; i++) narrow[i] = Level(levels[i]);
+#endif
+  std::memcpy(out, &narrow, sizeof(narrow));
+}
+
 }  // namespace toka

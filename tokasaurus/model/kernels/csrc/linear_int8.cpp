@@ -7,6 +7,9 @@ namespace {
 // More rows than this are limited by arithmetic, not by the stream of weights.
 constexpr int MAX_STREAMING_ROWS = 4;
 
+// A row without larger values counts as zeros: 127 over it might be infinite.
+constexpr float SMALLEST_MAGNITUDE = 1e-30f;
+
 // Rounds a row to levels, padded with zeros; returns its scale. A row with anything but finite
 // numbers gets a scale that is not a number.
 template <class T>
@@ -26,15 +29,14 @@ float quantize_row(const T* x, int64_t size, Level* out, int64_t padded) {
   float magnitude;
   std::memcpy(&magnitude, &found, 4);
   const bool finite = magnitude <= std::numeric_limits<float>::max();
-  const float factor = finite && magnitude > 0 ? 127.0f / magnitude : 0.0f;
-  const auto put = [&](F values, int64_t at, int64_t count) {
-    // A factor of a subnormal magnitude may be infinite.
-    const F scaled = vmin(vmax(finite ? values * factor : F{}, splat(-127.0f)), splat(127.0f));
-    const I levels = to_nearest(scaled) + splat_i(LEVEL_OFFSET);
-    for (int64_t i = 0; i < count; i++) out[at + i] = Level(levels[i]);
-  };
-  for (k = 0; k + W <= size; k += W) put(load(x + k), k, W);
-  if (k < size) put(rest, k, size - k);
+  const float factor = magnitude > SMALLEST_MAGNITUDE ? 127.0f / magnitude : 0.0f;
+  const auto levels_of = [&](F values) { return to_nearest(finite ? values * factor : F{}); };
+  for (k = 0; k + W <= size; k += W) store_levels(out + k, levels_of(load(x + k)));
+  if (k < size) {
+    Level tail[W];
+    store_levels(tail, levels_of(rest));
+    std::memcpy(out + k, tail, (size - k) * sizeof(Level));
+  }
   for (k = size; k < padded; k++) out[k] = Level(LEVEL_OFFSET);
   return finite ? magnitude / 127.0f : std::numeric_limits<float>::quiet_NaN();
 }

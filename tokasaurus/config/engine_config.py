@@ -121,7 +121,7 @@ class EngineConfig(StrictConfig):
     stays evenly full."""
     use_hydragen: bool = True
     """Compute attention to a prefix that many sequences share once, where the backend can."""
-    hydragen_min_group_size: int = 8
+    hydragen_min_group_size: int = 16
     """Fewest decoding sequences for which a shared prefix is computed once."""
     hydragen_min_prefix_len: int = 128
     """Fewest tokens of a shared prefix that is computed once."""

@@ -32,6 +32,8 @@ class EngineConfig(StrictConfig):
     """Address to listen on; 0.0.0.0 lets other machines in."""
     port: int = 10210
     """Port to listen on; 0 takes a free one."""
+    server_workers: int = 1
+    """Server processes that share the port; more than one needs Linux."""
     max_queued_requests: int = 16384
     """Most samples (prompts times n) accepted and not finished; further requests get a 429."""
     max_body_bytes: int = 33554432
@@ -231,6 +233,7 @@ _ABOVE_ZERO = (
     "stats_interval_seconds",
 )
 _LEAST = {
+    "server_workers": 1,
     "max_queued_requests": 1,
     "max_body_bytes": 1,
     "max_file_bytes": 1,

@@ -182,6 +182,12 @@ class EngineConfig(StrictConfig):
                 "torch_compile=T and cpu_kernels=T contradict each other on a CPU: the kernels "
                 "run all layers in one call. Set cpu_kernels=F or torch_compile=F."
             )
+        if self.torch_compile and self.pp_size * self.tp_size > 1:
+            raise ConfigError(
+                f"torch_compile=T with pp_size={self.pp_size} and tp_size={self.tp_size} is not "
+                "covered: compiled models run on one worker each. Set torch_compile=F, or use "
+                "dp_size for more replicas."
+            )
 
     def _check_quantization(self) -> None:
         if self.quantization_group_size is not None:

@@ -151,3 +151,8 @@ def test_config_needs_no_torch() -> None:
         "sys.exit(bool({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_compiled_models_run_on_one_worker() -> None:
+    with pytest.raises(ConfigError, match="pp_size=1 and tp_size=2 is not covered"):
+        EngineConfig.from_args(["torch_compile=T", "cpu_kernels=F", "tp_size=2"])

@@ -11,6 +11,7 @@ from tokasaurus.ipc.messages.to_worker import StepInput
 from tokasaurus.model.attention.backend import CausalModel
 from tokasaurus.model.decoder import Decoder
 from tokasaurus.model.device_copy import to_device
+from tokasaurus.model.sampling.operations import TORCH_OPERATIONS, SamplingOperations
 from tokasaurus.model.sampling.sampler import SampledTokens, SamplingBatch, sample
 from tokasaurus.model.sampling.sharded import sample_sharded
 from tokasaurus.worker.device_batch import DeviceBatch
@@ -33,9 +34,11 @@ class StepSampler:
         model: CausalModel,
         device: torch.device,
         load_grammar_tokens: Callable[[], GrammarTokens],
+        operations: SamplingOperations = TORCH_OPERATIONS,
     ) -> None:
         self._model = model
         self._device = device
+        self._operations = operations
         self._sharded: Decoder | None = None
         if isinstance(model, Decoder) and model.parallel.tp_size > 1:
             self._sharded = model
@@ -105,8 +108,12 @@ class StepSampler:
     def _sample_rows(self, hidden_SD: torch.Tensor, params: SamplingBatch) -> SampledTokens:
         model = self._sharded
         if model is None:
-            return sample(self._model.logits(hidden_SD), params)
+            return sample(self._model.logits(hidden_SD), params, self._operations)
         assert model.head is not None, "the last stage has the head"
         return sample_sharded(
-            model.shard_logits(hidden_SD), params, model.head.share, model.parallel.tp
+            model.shard_logits(hidden_SD),
+            params,
+            model.head.share,
+            model.parallel.tp,
+            self._operations,
         )

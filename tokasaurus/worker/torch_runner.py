@@ -13,12 +13,15 @@ import torch
 from tokasaurus.ipc.messages.to_manager import RunnerCapabilities
 from tokasaurus.ipc.messages.to_worker import StepInput
 from tokasaurus.model.attention.backend import AttentionBackend, CausalModel
+from tokasaurus.model.attention.cpu_backend import CpuBackend
 from tokasaurus.model.attention.registry import create_backend
 from tokasaurus.model.decoder import Decoder
 from tokasaurus.model.device_copy import to_device
 from tokasaurus.model.kernels.install import with_cpu_kernels
+from tokasaurus.model.kernels.sampling import KernelOperations
 from tokasaurus.model.parallel import ALONE, ParallelContext
 from tokasaurus.model.quantization.scheme import NO_QUANTIZATION, QuantizationScheme
+from tokasaurus.model.sampling.operations import TORCH_OPERATIONS, SamplingOperations
 from tokasaurus.tokenization.tokenizer import Tokenizer
 from tokasaurus.worker.device_batch import BatchBuilder, DeviceBatch
 from tokasaurus.worker.device_clock import DeviceClock
@@ -155,6 +158,11 @@ class TorchRunner:
         )
         self._reset()
 
+    def _sampling_operations(self) -> SamplingOperations:
+        if self._settings.cpu_kernels and isinstance(self._backend, CpuBackend):
+            return KernelOperations(self._backend.kernels)
+        return TORCH_OPERATIONS
+
     def _attention_backend_name(self) -> str:
         name = self._settings.attention_backend
         plain = self._device.type == "cpu" and not self._settings.cpu_kernels
@@ -214,7 +222,9 @@ class TorchRunner:
         )
         self._builder = BatchBuilder(table, page_size)
         self._last_tokens = torch.zeros(table.capacity, dtype=torch.int64, device=self._device)
-        self._sampler = StepSampler(model, self._device, self._load_grammar_tokens)
+        self._sampler = StepSampler(
+            model, self._device, self._load_grammar_tokens, self._sampling_operations()
+        )
         self._micro_batcher = MicroBatcher(self._settings.parallel.pp_size)
         self._clock = DeviceClock()
         if self._exchange is not None:

@@ -14,16 +14,12 @@ import torch
 
 from tokasaurus.model.device_copy import to_device
 from tokasaurus.model.sampling.adjustments import AdjustedRows
-from tokasaurus.model.sampling.draw import DrawnRows, draw_tokens
-from tokasaurus.model.sampling.logprobs import (
-    MIN_LOGPROB,
-    finite_logprobs,
-    log_normalizers,
-    top_logprobs,
-)
+from tokasaurus.model.sampling.draw import DrawnRows
+from tokasaurus.model.sampling.logprobs import MIN_LOGPROB, finite_logprobs, top_logprobs
 from tokasaurus.model.sampling.noise import noise_keys
-from tokasaurus.model.sampling.thresholds import TruncatedRows, truncation_thresholds
-from tokasaurus.model.sampling.vocabulary_blocks import best_tokens, block_maxima, refresh_maxima
+from tokasaurus.model.sampling.operations import TORCH_OPERATIONS, SamplingOperations
+from tokasaurus.model.sampling.thresholds import TruncatedRows
+from tokasaurus.model.sampling.vocabulary_blocks import runs_of
 
 MAX_TEMPERATURE = 1e6
 
@@ -149,23 +145,28 @@ class SampledTokens:
 
 
 @torch.inference_mode()
-def sample(logits_SV: torch.Tensor, batch: SamplingBatch) -> SampledTokens:
+def sample(
+    logits_SV: torch.Tensor,
+    batch: SamplingBatch,
+    operations: SamplingOperations = TORCH_OPERATIONS,
+) -> SampledTokens:
     """Draw one token per row. The logits (float32, contiguous) are changed where rows ask for it.
 
     A draw depends on its own row only: not on the other rows, their number or their order.
     """
-    maxima_SB = block_maxima(logits_SV)
-    scored = _RawScores.of(logits_SV, maxima_SB, batch)
+    maxima_SB = operations.block_maxima(logits_SV)
+    scored = _RawScores.of(logits_SV, maxima_SB, batch, operations)
     if batch.adjusted is not None:
         batch.adjusted.apply(logits_SV)
-        refresh_maxima(maxima_SB, logits_SV, batch.adjusted.rows)
+        _refresh(maxima_SB, logits_SV, batch.adjusted.rows, operations)
     if len(batch.banned_ids):
-        _ban(logits_SV, maxima_SB, batch)
-    tokens_S = best_tokens(logits_SV, maxima_SB)
+        _ban(logits_SV, batch)
+        _refresh(maxima_SB, logits_SV, np.unique(batch.banned_rows), operations)
+    tokens_S = operations.best_tokens(logits_SV, maxima_SB)
     random = np.flatnonzero(batch.is_random)
     if len(random):
         rows = to_device(random, logits_SV.device)
-        tokens_S[rows] = _draw_random(logits_SV, maxima_SB, batch, random)
+        tokens_S[rows] = _draw_random(logits_SV, maxima_SB, batch, random, operations)
     if scored is not None:
         scored.score(logits_SV, tokens_S)
     tokens_S.masked_fill_(~maxima_SB.amax(1).isfinite(), -1)
@@ -199,14 +200,18 @@ class _RawScores:
 
     @classmethod
     def of(
-        cls, logits_SV: torch.Tensor, maxima_SB: torch.Tensor, batch: SamplingBatch
+        cls,
+        logits_SV: torch.Tensor,
+        maxima_SB: torch.Tensor,
+        batch: SamplingBatch,
+        operations: SamplingOperations,
     ) -> "_RawScores | None":
         asking = np.flatnonzero(batch.num_top_logprobs >= 0)
         if not len(asking):
             return None
         S, V = logits_SV.shape
         rows = to_device(asking, logits_SV.device)
-        normalizers = log_normalizers(logits_SV, rows)
+        normalizers = operations.log_normalizers(logits_SV, maxima_SB, rows)
         top_ids = top = None
         count = min(int(batch.num_top_logprobs.max()), V)
         if count:
@@ -235,11 +240,21 @@ class _RawScores:
         self.logprobs[self.rows] = finite_logprobs(drawn - self.normalizers)
 
 
-def _ban(logits_SV: torch.Tensor, maxima_SB: torch.Tensor, batch: SamplingBatch) -> None:
+def _refresh(
+    maxima_SB: torch.Tensor,
+    logits_SV: torch.Tensor,
+    changed_rows: np.ndarray,
+    operations: SamplingOperations,
+) -> None:
+    """Rows (ascending) of the logits have changed since their maxima were taken."""
+    for rows in runs_of(changed_rows):
+        maxima_SB[rows] = operations.block_maxima(logits_SV[rows])
+
+
+def _ban(logits_SV: torch.Tensor, batch: SamplingBatch) -> None:
     device = logits_SV.device
     rows = to_device(batch.banned_rows, device)
     logits_SV[rows, to_device(batch.banned_ids, device)] = -torch.inf
-    refresh_maxima(maxima_SB, logits_SV, np.unique(batch.banned_rows))
 
 
 def drawn_rows(batch: SamplingBatch, random: np.ndarray, peak_S: torch.Tensor) -> DrawnRows:
@@ -259,7 +274,11 @@ def drawn_rows(batch: SamplingBatch, random: np.ndarray, peak_S: torch.Tensor) -
 
 
 def _draw_random(
-    logits_SV: torch.Tensor, maxima_SB: torch.Tensor, batch: SamplingBatch, random: np.ndarray
+    logits_SV: torch.Tensor,
+    maxima_SB: torch.Tensor,
+    batch: SamplingBatch,
+    random: np.ndarray,
+    operations: SamplingOperations,
 ) -> torch.Tensor:
     """int64[R]: draws for the rows whose indices are in `random`."""
     device = logits_SV.device
@@ -281,7 +300,7 @@ def _draw_random(
             any_top_p=bool((top_p < 1).any()),
             any_top_p_alone=bool(((top_p < 1) & (top_k == vocab_size)).any()),
         )
-        smallest = truncation_thresholds(logits_SV, maxima_SB, truncated)
+        smallest = operations.truncation_thresholds(logits_SV, maxima_SB, truncated)
         scaled = (smallest - drawn.peak[index]) / truncated.temperature
         drawn.threshold[index] = torch.maximum(drawn.threshold[index], scaled)
-    return draw_tokens(logits_SV, maxima_SB, drawn)[0]
+    return operations.draw_tokens(logits_SV, maxima_SB, drawn)[0]

@@ -14,30 +14,34 @@ import torch
 
 from tokasaurus.model.layers.sharding import VocabularyShare
 from tokasaurus.model.parallel import RankGroup
-from tokasaurus.model.sampling.draw import VocabularySlice, draw_tokens
+from tokasaurus.model.sampling.draw import VocabularySlice
 from tokasaurus.model.sampling.logprobs import MIN_LOGPROB
 from tokasaurus.model.sampling.noise import BLOCK_SIZE
+from tokasaurus.model.sampling.operations import TORCH_OPERATIONS, SamplingOperations
 from tokasaurus.model.sampling.sampler import SampledTokens, SamplingBatch, drawn_rows, sample
-from tokasaurus.model.sampling.vocabulary_blocks import best_tokens, block_maxima
 
 
 @torch.inference_mode()
 def sample_sharded(
-    logits_SL: torch.Tensor, batch: SamplingBatch, share: VocabularyShare, ranks: RankGroup
+    logits_SL: torch.Tensor,
+    batch: SamplingBatch,
+    share: VocabularyShare,
+    ranks: RankGroup,
+    operations: SamplingOperations = TORCH_OPERATIONS,
 ) -> SampledTokens:
     """As `sample`, with the ranks of a group. The batch's adjusted rows may lack their masks on
     other ranks than 0."""
     needs_all = needs_whole_rows(batch, share.vocab_size)
     if not needs_all.any():
-        return SampledTokens(token_ids=_sample_shares(logits_SL, batch, share, ranks))
+        return SampledTokens(token_ids=_sample_shares(logits_SL, batch, share, ranks, operations))
     if needs_all.all():
-        return _sample_gathered(logits_SL, batch, share, ranks)
+        return _sample_gathered(logits_SL, batch, share, ranks, operations)
     plain, whole = np.flatnonzero(~needs_all), np.flatnonzero(needs_all)
     device = logits_SL.device
     plain_rows = torch.from_numpy(plain).to(device)
     whole_rows = torch.from_numpy(whole).to(device)
-    drawn = _sample_shares(logits_SL[plain_rows], batch.take(plain), share, ranks)
-    sampled = _sample_gathered(logits_SL[whole_rows], batch.take(whole), share, ranks)
+    drawn = _sample_shares(logits_SL[plain_rows], batch.take(plain), share, ranks, operations)
+    sampled = _sample_gathered(logits_SL[whole_rows], batch.take(whole), share, ranks, operations)
     return _merge(len(needs_all), (plain_rows, drawn), (whole_rows, sampled))
 
 
@@ -52,20 +56,24 @@ def needs_whole_rows(batch: SamplingBatch, vocab_size: int) -> np.ndarray:
 
 
 def _sample_shares(
-    logits_PL: torch.Tensor, batch: SamplingBatch, share: VocabularyShare, ranks: RankGroup
+    logits_PL: torch.Tensor,
+    batch: SamplingBatch,
+    share: VocabularyShare,
+    ranks: RankGroup,
+    operations: SamplingOperations,
 ) -> torch.Tensor:
     """int64[P]: each rank's best token, then the best of those, the same on all ranks."""
-    maxima_PB = block_maxima(logits_PL)
+    maxima_PB = operations.block_maxima(logits_PL)
     # What no row may hold becomes +inf, which wins everywhere: a maximum may lose a NaN.
     peak_P = torch.nan_to_num(maxima_PB.amax(1), nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
     scores_P = peak_P
-    columns_P = best_tokens(logits_PL, maxima_PB)
+    columns_P = operations.best_tokens(logits_PL, maxima_PB)
     random = np.flatnonzero(batch.is_random)
     if len(random):
         peak_P = ranks.all_reduce_max(peak_P.clone())
         drawn = drawn_rows(batch, random, peak_P)
         held = VocabularySlice(share.vocab_size, share.start // BLOCK_SIZE)
-        columns, scores = draw_tokens(logits_PL, maxima_PB, drawn, held)
+        columns, scores = operations.draw_tokens(logits_PL, maxima_PB, drawn, held)
         columns_P[drawn.rows] = columns
         scores_P = scores_P.index_put((drawn.rows,), scores)
     mine = torch.stack([scores_P.double(), (columns_P + share.start).double()])
@@ -78,11 +86,15 @@ def _sample_shares(
 
 
 def _sample_gathered(
-    logits_GL: torch.Tensor, batch: SamplingBatch, share: VocabularyShare, ranks: RankGroup
+    logits_GL: torch.Tensor,
+    batch: SamplingBatch,
+    share: VocabularyShare,
+    ranks: RankGroup,
+    operations: SamplingOperations,
 ) -> SampledTokens:
     parts = ranks.gather(logits_GL)
     if ranks.rank == 0:
-        sampled = sample(share.join(parts), batch)
+        sampled = sample(share.join(parts), batch, operations)
     else:
         sampled = SampledTokens(token_ids=torch.empty(len(logits_GL), dtype=torch.int64))
         sampled.token_ids = sampled.token_ids.to(logits_GL.device)

@@ -20,14 +20,6 @@ def block_maxima(logits_SV: torch.Tensor) -> torch.Tensor:
     return torch.cat([maxima, logits_SV[:, end:].amax(-1, keepdim=True)], dim=1)
 
 
-def refresh_maxima(
-    maxima_SB: torch.Tensor, logits_SV: torch.Tensor, changed_rows: np.ndarray
-) -> None:
-    """Rows (ascending) of the logits have changed since `block_maxima`."""
-    for rows in runs_of(changed_rows):
-        maxima_SB[rows] = block_maxima(logits_SV[rows])
-
-
 def runs_of(rows: np.ndarray) -> list[slice]:
     """Ascending rows as slices: views of them need no copy, which costs more than reading."""
     ends = np.flatnonzero(np.diff(rows) != 1) + 1

@@ -7,21 +7,30 @@ format: `read_jsonl` in simulation/traces.py). Examples:
 
     python scripts/simulate_schedule.py monkeys prompts=128 samples=1024 --compare --plot plan.png
     python scripts/simulate_schedule.py chat requests=1000000 rate=2000 --replicas 8
+
+Several replicas are replayed in several processes, which divides the time but deals clients to
+groups of replicas before anything has run (simulation/dealing.py); --processes 1 replays all of
+them together, with a load balancer that sees what every replica has finished.
 """
 
 import argparse
 import dataclasses
 import gc
 import json
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 from simulation.device import HARDWARE, MODELS, Hardware, Model, num_kv_tokens
+from simulation.parallel import ProcessError, replay_in_processes
 from simulation.policies import POLICIES, predict
 from simulation.replay import Deployment, Replay
 from simulation.report import as_dict, build_report, format_table
+from simulation.result import ReplayResult
 from simulation.traces import TraceError, find_trace
+from simulation.workload import Trace
 
 from tokasaurus.errors import ConfigError
 from tokasaurus.manager.settings import ManagerSettings
@@ -36,28 +45,42 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         make_trace = find_trace(options.trace, options.parameters)
         deployment = build_deployment(options)
+        options.processes = num_processes(options)
     except (TraceError, ConfigError) as error:
         sys.exit(f"simulate_schedule.py: {error}")
     names = list(POLICIES) if options.compare else [options.policy]
-    replays = {}
-    for name in names:
-        replay = Replay(deployment, POLICIES[name], predict if options.plot else None)
-        replay.run(make_trace())
-        replays[name] = replay
-    reports = {name: build_report(replay) for name, replay in replays.items()}
+    try:
+        results = {name: run(name, options, deployment, make_trace) for name in names}
+    except ProcessError as error:
+        sys.exit(f"simulate_schedule.py: {error}")
+    reports = {name: build_report(result) for name, result in results.items()}
     if options.json:
         print(json.dumps({name: as_dict(report) for name, report in reports.items()}, indent=2))
     else:
         print(describe(options, deployment))
         print(format_table(reports))
-    for replay in replays.values():
-        if replay.requests.num_refused:
-            print(f"refused, for example: {replay.requests.reason_refused}", file=sys.stderr)
+    for result in results.values():
+        if result.requests.num_refused:
+            print(f"refused, for example: {result.requests.reason_refused}", file=sys.stderr)
     if options.plot:
         # Only here, because drawing needs a package that replaying does not.
         from simulation.plot import write_plot
 
-        write_plot(options.plot, replays, options.trace)
+        write_plot(options.plot, results, options.trace)
+
+
+def run(
+    policy: str,
+    options: argparse.Namespace,
+    deployment: Deployment,
+    make_trace: Callable[[], Trace],
+) -> ReplayResult:
+    """Raises ProcessError."""
+    if options.processes > 1:
+        return replay_in_processes(deployment, POLICIES[policy], make_trace, options.processes)
+    replay = Replay(deployment, POLICIES[policy], predict if options.plot else None)
+    replay.run(make_trace())
+    return replay.result()
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -70,6 +93,11 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--policy", choices=list(POLICIES), default="default", help="who is admitted when")
     add("--compare", action="store_true", help="replay under every policy")
     add("--replicas", type=int, default=1, help="data-parallel managers, each with its device")
+    add(
+        "--processes",
+        type=int,
+        help="replay groups of replicas side by side; default: one per CPU, or 1 with --plot",
+    )
     add("--device", choices=list(HARDWARE), default="h200")
     add("--model", choices=list(MODELS), help="default: 8b on a GPU, 135m on a CPU")
     for field in dataclasses.fields(Hardware):
@@ -107,6 +135,17 @@ def build_deployment(options: argparse.Namespace) -> Deployment:
     )
 
 
+def num_processes(options: argparse.Namespace) -> int:
+    """Raises ConfigError."""
+    if options.processes is None:
+        return 1 if options.plot else min(options.replicas, len(os.sched_getaffinity(0)))
+    if not 1 <= options.processes <= options.replicas:
+        raise ConfigError(f"--processes {options.processes}: say 1 to --replicas")
+    if options.plot and options.processes > 1:
+        raise ConfigError("--plot needs what only --processes 1 keeps: predictions")
+    return options.processes
+
+
 def build_settings(hardware: Hardware, page_size: int, words: list[str]) -> ManagerSettings:
     """Those that suit the device, changed by words like max_seqs_per_forward=512.
 
@@ -133,12 +172,18 @@ def build_settings(hardware: Hardware, page_size: int, words: list[str]) -> Mana
 
 def describe(options: argparse.Namespace, deployment: Deployment) -> str:
     settings = deployment.settings
+    dealt = ""
+    if options.processes > 1:
+        dealt = (
+            f"; {options.processes} processes with a part of the replicas each, dealt their "
+            "clients ahead by prefix and by work as it would be on an idle device"
+        )
     return (
         f"{' '.join([options.trace, *options.parameters])} on {deployment.num_replicas} x "
         f"{options.device} with {options.model or _default_model(options.device)}: "
         f"{deployment.num_blocks:,} blocks of {settings.page_size} tokens, at most "
         f"{settings.num_slots:,} sequences and {settings.max_tokens_per_forward:,} tokens a step, "
-        f"{settings.scheduling_steps_ahead} steps ahead"
+        f"{settings.scheduling_steps_ahead} steps ahead{dealt}"
     )
 
 

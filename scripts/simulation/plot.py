@@ -6,7 +6,7 @@ import matplotlib as mpl
 import numpy as np
 
 from simulation.recording import Prediction, ReplicaLog
-from simulation.replay import Replay
+from simulation.result import ReplayResult
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -16,14 +16,14 @@ _MAX_POINTS = 4000
 _MAX_PREDICTIONS = 12
 
 
-def write_plot(path: Path, replays: dict[str, Replay], title: str) -> None:
-    """A column per replay, of its first replica."""
+def write_plot(path: Path, results: dict[str, ReplayResult], title: str) -> None:
+    """A column per result, of its first replica."""
     figure, axes = plt.subplots(
-        3, len(replays), figsize=(7 * len(replays), 8), sharex="col", sharey="row", squeeze=False
+        3, len(results), figsize=(7 * len(results), 8), sharex="col", sharey="row", squeeze=False
     )
-    for column, (name, replay) in enumerate(replays.items()):
-        log = replay.replicas[0].log
-        num_blocks = replay.deployment.num_blocks
+    for column, (name, result) in enumerate(results.items()):
+        log = result.logs[0]
+        num_blocks = result.num_blocks
         _draw_usage(axes[0, column], log, num_blocks)
         axes[0, column].set_title(f"{title}: {name}")
         keep = _thinned(log.times.size)

@@ -39,6 +39,10 @@ class GapHistogram:
         if self._num_pending >= _MAX_PENDING or len(self._pending) >= _MAX_PENDING:
             self._flush()
 
+    def add_counts(self, counts: np.ndarray) -> None:
+        """Take in another histogram's."""
+        self._counts += counts
+
     def percentile(self, percent: float) -> float:
         """NaN if there is nothing."""
         total = np.cumsum(self.counts)
@@ -70,6 +74,27 @@ class RequestLog:
         self.num_refused = 0
         self.reason_refused = ""
         self.num_output_tokens = 0
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        return {
+            "times": self._times[:, : self.num_requests],
+            "num_preemptions": self.num_preemptions[: self.num_requests],
+            "gaps": self.gaps.counts,
+            "sums": np.array([self.num_refused, self.num_output_tokens]),
+            "reason_refused": np.array(self.reason_refused),
+        }
+
+    def append(self, arrays: dict[str, np.ndarray]) -> None:
+        """Take in the requests of another log, by its `to_arrays`; their ids follow on ours."""
+        times = arrays["times"]
+        first = self.add(times.shape[1], np.nan)
+        self._times[:, first : self.num_requests] = times
+        self.num_preemptions[first : self.num_requests] = arrays["num_preemptions"]
+        self.gaps.add_counts(arrays["gaps"])
+        num_refused, num_output_tokens = arrays["sums"].tolist()
+        self.num_refused += num_refused
+        self.num_output_tokens += num_output_tokens
+        self.reason_refused = self.reason_refused or str(arrays["reason_refused"])
 
     @property
     def arrival(self) -> np.ndarray:
@@ -145,7 +170,8 @@ class ReplicaLog:
         self.block_reads = np.zeros(3, np.int64)
         """Sums over samples: blocks in the tables of decodes; reads of them that groups saved, and
         that groups within groups, down to every shared block, would have saved."""
-        self.start_order: list[np.ndarray] = []
+        self.start_order = array("q")
+        """Ids of requests."""
         self.predictions: list[tuple[int, Prediction]] = []
         """(the step at which it was made, the prediction)"""
 
@@ -169,6 +195,23 @@ class ReplicaLog:
         tables = slots.block_table[decode_slots, : int(lengths.max(initial=0))]
         held = tables[np.arange(tables.shape[1]) < lengths[:, None]]
         self.block_reads += (held.size, num_saved_blocks, held.size - np.unique(held).size)
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """All but the predictions."""
+        return {
+            "columns": np.array([np.frombuffer(column) for column in self._columns]),
+            "block_reads": self.block_reads,
+            "start_order": np.frombuffer(self.start_order, np.int64),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> "ReplicaLog":
+        log = cls(None, 1)
+        for column, values in zip(log._columns, arrays["columns"], strict=True):
+            column.frombytes(values.tobytes())
+        log.block_reads = arrays["block_reads"]
+        log.start_order.frombytes(arrays["start_order"].tobytes())
+        return log
 
     @property
     def times(self) -> np.ndarray:

@@ -8,11 +8,12 @@ import heapq
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from simulation.device import Hardware, Model, Outputs, SimulatedDevice
 from simulation.recording import Predictor, ReplicaLog, RequestLog
+from simulation.result import ReplayResult
 from simulation.workload import STOP_TOKEN, VOCAB_SIZE, Prompt, Trace
 from tokasaurus.ipc.messages.to_manager import (
     GenerateRequest,
@@ -24,7 +25,6 @@ from tokasaurus.ipc.messages.to_manager import (
 from tokasaurus.ipc.messages.to_server import EngineOutputs, RequestFinished
 from tokasaurus.manager.engine import Engine
 from tokasaurus.manager.settings import ManagerSettings
-from tokasaurus.manager.stats import Counters
 from tokasaurus.server.load_balancer import LoadBalancer
 
 _STOP_TOKENS = (STOP_TOKEN,)
@@ -87,7 +87,7 @@ class Replica:
         while (step := self.engine.schedule()) is not None:
             if step.added_slots:
                 ids = [added.sampling.seed for added in step.added_slots]
-                self.log.start_order.append(requests.start(ids, now))
+                self.log.start_order.extend(requests.start(ids, now).tolist())
             output, seconds = self._device.execute(step)
             self._free_at = max(now, self._free_at) + seconds
             self.busy_seconds += seconds
@@ -137,8 +137,21 @@ class Replay:
         self._tie_breakers = itertools.count()
         self._in_flight: dict[int, tuple[int, GenerateRequest, _Group]] = {}
 
-    def counters(self) -> list[Counters]:
-        return [replica.engine.update_counters() for replica in self.replicas]
+    def result(self) -> ReplayResult:
+        """What is to be reported, when the trace has ended."""
+        counters = [replica.engine.update_counters() for replica in self.replicas]
+        return ReplayResult(
+            num_blocks=self.deployment.num_blocks,
+            seconds=self.seconds,
+            cpu_seconds=self.cpu_seconds,
+            busy_seconds=sum(replica.busy_seconds for replica in self.replicas),
+            num_steps=sum(c.num_steps for c in counters),
+            num_prompt_tokens=sum(c.num_prompt_tokens for c in counters),
+            num_cached_tokens=sum(c.num_cached_tokens for c in counters),
+            num_preemptions=sum(c.num_preemptions for c in counters),
+            requests=self.requests,
+            logs=[replica.log for replica in self.replicas],
+        )
 
     def run(self, trace: Trace) -> None:
         started = time.process_time()
@@ -192,17 +205,8 @@ class Replay:
         rank = self._balancer.choose(prompt.prompt_ids)
         engine = self.replicas[rank].engine
         group = _Group(prompt, num_samples)
-        for request_id in range(first_id, first_id + num_samples):
-            request = GenerateRequest(
-                request_id=request_id,
-                prompt_ids=prompt.prompt_ids,
-                sampling=TokenSampling(seed=request_id),
-                max_tokens=prompt.max_tokens,
-                stop_token_ids=_STOP_TOKENS,
-                priority=prompt.priority,
-                predictor_key=prompt.predictor_key,
-            )
-            self._in_flight[request_id] = rank, request, group
+        for request in as_requests(prompt, first_id):
+            self._in_flight[request.request_id] = rank, request, group
             self._balancer.add(rank, request)
             engine.submit(request)
         return rank
@@ -224,6 +228,20 @@ class Replay:
         if prompt is not None:
             entry = (prompt.arrival_seconds, next(self._tie_breakers), prompt)
             heapq.heappush(self._follow_ups, entry)
+
+
+def as_requests(prompt: Prompt, first_id: int) -> Iterator[GenerateRequest]:
+    """One per sample, with ids from `first_id` on."""
+    for request_id in range(first_id, first_id + prompt.output_lens.size):
+        yield GenerateRequest(
+            request_id=request_id,
+            prompt_ids=prompt.prompt_ids,
+            sampling=TokenSampling(seed=request_id),
+            max_tokens=prompt.max_tokens,
+            stop_token_ids=_STOP_TOKENS,
+            priority=prompt.priority,
+            predictor_key=prompt.predictor_key,
+        )
 
 
 @dataclass(slots=True, eq=False)

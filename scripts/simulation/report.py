@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from simulation.recording import ReplicaLog
-from simulation.replay import Replay
+from simulation.result import ReplayResult
 
 _RAMP_SHARE = 0.1
 """Part of a replica's backlogged time that counts as filling up rather than as steady."""
@@ -57,33 +57,29 @@ class Report:
     cpu_us_per_step: float
 
 
-def build_report(replay: Replay) -> Report:
-    requests, counters = replay.requests, replay.counters()
-    seconds = replay.seconds or float("nan")
-    num_replicas = len(replay.replicas)
-    num_prompt_tokens = sum(c.num_prompt_tokens for c in counters)
-    num_steps = sum(c.num_steps for c in counters)
-    usage, usage_weights = _usage(replay, steady=False)
-    steady, steady_weights = _usage(replay, steady=True)
+def build_report(result: ReplayResult) -> Report:
+    requests, logs = result.requests, result.logs
+    seconds = result.seconds or float("nan")
+    usage, usage_weights = _usage(result, steady=False)
+    steady, steady_weights = _usage(result, steady=True)
     ttft = requests.first_token - requests.arrival
     wait = requests.started - requests.arrival
     p5, p50, p95 = weighted_percentiles(steady, steady_weights, [5, 50, 95])
-    logs = [replica.log for replica in replay.replicas]
     num_reads, num_saved, num_shared = np.sum([log.block_reads for log in logs], axis=0)
     return Report(
         num_requests=requests.num_requests,
         num_refused=requests.num_refused,
-        seconds=replay.seconds,
+        seconds=result.seconds,
         output_tokens_per_second=requests.num_output_tokens / seconds,
-        prompt_tokens_per_second=num_prompt_tokens / seconds,
-        cached_share=sum(c.num_cached_tokens for c in counters) / max(num_prompt_tokens, 1),
-        device_busy_share=sum(r.busy_seconds for r in replay.replicas) / seconds / num_replicas,
+        prompt_tokens_per_second=result.num_prompt_tokens / seconds,
+        cached_share=result.num_cached_tokens / max(result.num_prompt_tokens, 1),
+        device_busy_share=result.busy_seconds / seconds / len(logs),
         kv_use_mean=_mean(usage, usage_weights),
         kv_use_steady_mean=_mean(steady, steady_weights),
         kv_use_steady_p5=p5,
         kv_use_steady_p50=p50,
         kv_use_steady_p95=p95,
-        num_preemptions=sum(c.num_preemptions for c in counters),
+        num_preemptions=result.num_preemptions,
         preempted_share=np.count_nonzero(requests.num_preemptions) / max(requests.num_requests, 1),
         **{f"ttft_p{percent}": _percentile(ttft, percent) for percent in (50, 90, 99)},
         **{f"itl_p{percent}": requests.gaps.percentile(percent) for percent in (50, 90, 99)},
@@ -94,19 +90,18 @@ def build_report(replay: Replay) -> Report:
         kv_reads_saved_share=float(num_saved / max(num_reads, 1)),
         kv_reads_shared_share=float(num_shared / max(num_reads, 1)),
         num_running_mean=sum(_mean(log.running[:-1], np.diff(log.times)) for log in logs)
-        / num_replicas,
-        num_steps=num_steps,
-        cpu_seconds=replay.cpu_seconds,
-        cpu_us_per_step=1e6 * replay.cpu_seconds / max(num_steps, 1),
+        / len(logs),
+        num_steps=result.num_steps,
+        cpu_seconds=result.cpu_seconds,
+        cpu_us_per_step=1e6 * result.cpu_seconds / max(result.num_steps, 1),
     )
 
 
-def _usage(replay: Replay, *, steady: bool) -> tuple[np.ndarray, np.ndarray]:
+def _usage(result: ReplayResult, *, steady: bool) -> tuple[np.ndarray, np.ndarray]:
     """(shares of the blocks in use, seconds that each of them lasted) of all replicas."""
     shares, weights = [np.empty(0)], [np.empty(0)]
-    for replica in replay.replicas:
-        log = replica.log
-        share = log.blocks_in_use[:-1] / replay.deployment.num_blocks
+    for log in result.logs:
+        share = log.blocks_in_use[:-1] / result.num_blocks
         weight = np.diff(log.times)
         if steady:
             is_steady = steady_part(log)[:-1]
@@ -128,7 +123,7 @@ def max_overtaken(log: ReplicaLog) -> int:
     """How many places the unluckiest request lost between arriving and starting."""
     if not log.start_order:
         return 0
-    ids = np.concatenate(log.start_order)
+    ids = np.frombuffer(log.start_order, np.int64)
     places = np.argsort(np.argsort(ids))
     return int(np.max(np.arange(ids.size) - places, initial=0))
 

@@ -81,7 +81,7 @@ def test_same_trace_same_report() -> None:
     reports = []
     for _ in range(2):
         trace = find_trace("chat", ["requests=30", "max_tokens=200", "max_context=2000"])
-        report = as_dict(build_report(replayed(trace(), deployment(num_replicas=2))))
+        report = as_dict(build_report(replayed(trace(), deployment(num_replicas=2)).result()))
         reports.append({k: v for k, v in report.items() if not k.startswith("cpu")})
     assert reports[0] == reports[1]
 
@@ -89,7 +89,7 @@ def test_same_trace_same_report() -> None:
 def test_follow_ups_find_their_context_cached() -> None:
     words = ["requests=30", "turns=6", "system_tokens=20", "max_tokens=100", "max_context=3000"]
     where = deployment(num_replicas=3, num_blocks=4000)
-    report = build_report(replayed(find_trace("chat", words)(), where))
+    report = build_report(replayed(find_trace("chat", words)(), where).result())
     assert report.num_requests > 20
     assert report.num_refused == 0
     assert report.cached_share > 0.6
@@ -98,7 +98,7 @@ def test_follow_ups_find_their_context_cached() -> None:
 @pytest.mark.parametrize("trace", ["agents", "documents"])
 def test_sequences_that_are_too_long_are_refused_and_counted(trace: str) -> None:
     words = ["tasks=1", "rollouts=2"] if trace == "agents" else ["requests=3"]
-    report = build_report(replayed(find_trace(trace, words)(), deployment(num_blocks=20)))
+    report = build_report(replayed(find_trace(trace, words)(), deployment(num_blocks=20)).result())
     assert report.num_refused == report.num_requests > 0
 
 
@@ -106,7 +106,7 @@ def test_policies_differ_as_they_should() -> None:
     words = ["prompts=2", "samples=30", "few_shot_tokens=32", "max_tokens=300"]
     where = deployment(num_blocks=120, num_slots=64)
     reports = {
-        name: build_report(replayed(find_trace("monkeys", words)(), where, name))
+        name: build_report(replayed(find_trace("monkeys", words)(), where, name).result())
         for name in ("reserve", "preempt")
     }
     assert reports["reserve"].num_preemptions == 0
@@ -193,5 +193,5 @@ def test_what_the_engine_foresees_begins_with_what_is_in_use() -> None:
 def test_counts_the_reads_that_groups_save() -> None:
     """Of 16 samples that share 320 of about 350 tokens, groups save nearly all that can be."""
     replay = replayed(iter([single(330, [120] * 16, max_tokens=130)]), deployment(num_blocks=700))
-    report = build_report(replay)
+    report = build_report(replay.result())
     assert 0.5 < report.kv_reads_saved_share <= report.kv_reads_shared_share < 15 / 16

@@ -37,9 +37,9 @@ def test_percentiles_weigh() -> None:
 def test_counts_the_places_that_a_request_lost() -> None:
     log = ReplicaLog(None, 1)
     assert max_overtaken(log) == 0
-    log.start_order = [np.array([0, 3]), np.array([4, 7])]
+    log.start_order.extend([0, 3, 4, 7])
     assert max_overtaken(log) == 0
-    log.start_order.append(np.array([2, 9]))
+    log.start_order.extend([2, 9])
     assert max_overtaken(log) == 3
 
 

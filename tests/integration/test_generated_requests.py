@@ -20,6 +20,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from tests.integration.conftest import Engine
+from tokasaurus.server.sampling_params import MAX_N
 
 CHECKS = [
     not_a_server_error,
@@ -38,6 +39,8 @@ AFFORDABLE = {
     "max_completion_tokens": 6,
     "max_output_tokens": 6,
 }
+MAX_INT32 = 2**31 - 1
+LARGEST = {"n": MAX_N, "best_of": MAX_N}
 STRUCTURED = ("response_format", "structured_outputs", "guided_json", "guided_choice")
 UNKNOWABLE = (
     "model",
@@ -58,9 +61,13 @@ GENERATING = ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/m
 
 
 def make_affordable(body: dict[str, Any]) -> None:
-    """Few and short samples: how long a model talks is not what is tested here."""
+    """Few and short samples: how long a model talks is not what is tested here.
+
+    What has to be refused stays as it is.
+    """
     for name, most in AFFORDABLE.items():
-        if isinstance(body.get(name), int) and body[name] > most:
+        value, largest = body.get(name), LARGEST.get(name, MAX_INT32)
+        if isinstance(value, int) and most < value <= largest:
             body[name] = most
 
 

@@ -92,7 +92,13 @@ class ForwardPass:
         """
         if capturer is None and self._device.type == "cuda":
             capturer, draw = CudaCapturer(self._device), compiled_draw()
-        if capturer is None or not (self._options.use_cudagraphs and self._can_be_captured):
+        if capturer is None or not self._options.use_cudagraphs:
+            return
+        if not self._can_be_captured:
+            _logger.info(
+                "decode steps run without CUDA graphs: those need a native decoder in one worker "
+                "and an attention backend that plans into fixed buffers"
+            )
             return
         options = self._options
         sizes = graph_sizes(options.cudagraph_max_size, options.cudagraph_step, self._max_seqs)

@@ -5,9 +5,10 @@
 
 Manager and worker run in one process, joined by channels that encode messages, so that nothing is
 hidden by waiting. Parts that Python calls are timed as they run. The decoder's layers are one call:
-after every eighth step their parts are run once more by themselves, layer by layer, each with its
-own weights, on the step's own attention plan. Times are medians over the decode steps, of the
-process's CPU time on one thread (--wall: of the clock, with all threads).
+after every eighth step their linear layers (fused with norms, activation and residual) are run once
+more by themselves, kind by kind, each with its own weights; what remains is attention. Times are
+medians over the decode steps, of the process's CPU time on one thread (--wall: of the clock, with
+all threads).
 """
 
 import argparse
@@ -54,10 +55,15 @@ OUTER = {
 
 
 class Stopwatch:
-    """Seconds per name within the current step; a nested name's time is not its parent's."""
+    """Seconds per name within the current step; a nested name's time is not its parent's.
+
+    Reading the CPU time can take longer than the smaller parts, so what it takes is subtracted.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.clock = clock
+        readings = [clock() for _ in range(2001)]
+        self._reading_seconds = (readings[-1] - readings[0]) / 2000
         self.seconds: dict[str, float] = defaultdict(float)
         self._nested = [0.0]
 
@@ -67,8 +73,16 @@ class Stopwatch:
         self._nested.append(0.0)
         yield
         taken = self.clock() - started
-        self.seconds[name] += taken - self._nested.pop()
-        self._nested[-1] += taken
+        self.seconds[name] += taken - self._nested.pop() - self._reading_seconds
+        self._nested[-1] += taken + self._reading_seconds
+
+    @contextmanager
+    def measure_step(self) -> Iterator[None]:
+        """The step as a whole is `whole`, what no name has is `unaccounted`."""
+        self.seconds.clear()
+        with self.measure("unaccounted"):
+            yield
+        self.seconds["whole"] = sum(self.seconds.values())
 
     def wrap(self, target: Any, method: str, name: str) -> None:
         inner = getattr(target, method)
@@ -135,7 +149,8 @@ class ProfiledEngine:
 
 
 def replays(runner: TorchRunner, num_rows: int) -> dict[str, Callable[[], None]]:
-    """The parts of the fused layers, each for all layers; empty where layers are not fused."""
+    """The linear layers of the fused layers, each kind for all layers, on so many rows; none where
+    layers are not fused."""
     model, backend = runner._model, runner._backend
     if not isinstance(model, FusedDecoder) or not isinstance(backend, CpuBackend):
         return {}
@@ -151,8 +166,6 @@ def replays(runner: TorchRunner, num_rows: int) -> dict[str, Callable[[], None]]
         (inner, hidden),
     ]
     inputs = {k: torch.randn(num_rows, k).to(model.dtype) for k in {k for k, _ in shapes}}
-    q = torch.randn(num_rows, heads, head_dim).to(model.dtype)
-    kv = torch.randn(num_rows, kv_heads, head_dim).to(model.dtype)
 
     def linear(index: int) -> Callable[[], None]:
         in_features, out_features = shapes[index]
@@ -176,12 +189,7 @@ def replays(runner: TorchRunner, num_rows: int) -> dict[str, Callable[[], None]]
 
         return run
 
-    def attention() -> None:
-        for layer in layers:
-            backend.run(q, kv, kv, layer)
-
-    parts = {name: linear(i) for i, name in enumerate(LINEAR_NAMES)}
-    return parts | {"attention, KV append": attention}
+    return {name: linear(i) for i, name in enumerate(LINEAR_NAMES)}
 
 
 def profile(
@@ -201,25 +209,27 @@ def profile(
         )
     steps: dict[str, list[float]] = defaultdict(list)
     parts: dict[str, list[float]] = defaultdict(list)
-    again = replays(engine.runner, num_seqs)
+    again, empty = replays(engine.runner, num_seqs), replays(engine.runner, 0)
     num_ended = 0
     while num_ended < num_seqs:
-        watch.seconds.clear()
-        began = watch.clock()
-        num_prefilled, ended = engine.step()
-        whole = watch.clock() - began
+        with watch.measure_step():
+            num_prefilled, ended = engine.step()
         num_ended += ended
         if num_prefilled or num_ended:
             continue
-        steps["whole"].append(whole)
-        for name in (*OUTER.values(), "execute"):
+        for name in (*OUTER.values(), "execute", "unaccounted", "whole"):
             steps[name].append(watch.seconds[name])
         if len(steps["whole"]) % STEPS_PER_REPLAY == 0:
             for name, run in again.items():
-                began = watch.clock()
-                run()
-                parts[name].append(watch.clock() - began)
+                calls = seconds_of(empty[name], watch.clock)
+                parts[name].append(seconds_of(run, watch.clock) - calls)
     return steps, parts
+
+
+def seconds_of(run: Callable[[], None], clock: Callable[[], float]) -> float:
+    began = clock()
+    run()
+    return clock() - began
 
 
 def print_table(steps: dict[str, list[float]], parts: dict[str, list[float]]) -> None:
@@ -228,7 +238,7 @@ def print_table(steps: dict[str, list[float]], parts: dict[str, list[float]]) ->
     whole = median["whole"]
 
     def line(name: str, seconds: float) -> None:
-        print(f"{name:40s}{1000 * seconds:9.3f} ms{seconds / whole:8.2%}")
+        print(f"{name:48s}{1000 * seconds:9.3f} ms{seconds / whole:8.2%}")
 
     line(f"decode step, median of {len(steps['whole'])}", whole)
     for name, key in OUTER.items():
@@ -237,12 +247,13 @@ def print_table(steps: dict[str, list[float]], parts: dict[str, list[float]]) ->
             continue
         for part, seconds in inside.items():
             line(f"  {part}", seconds)
-        line("  rotary, embedding, last norm (the rest)", median[key] - sum(inside.values()))
+        rest = median[key] - sum(inside.values())
+        line("  attention, rotary, KV append, embedding, norm", rest)
     line("  worker: glue between these", median["execute"])
-    outside = [name for name in median if name not in ("whole", "forward", "logits", "sample")]
-    line("between passes (all but layers, LM head, sampling)", sum(median[n] for n in outside))
-    rest = whole - sum(seconds for name, seconds in median.items() if name != "whole")
-    line("unaccounted", rest)
+    line("  unaccounted", median["unaccounted"])
+    passes = ("whole", "forward", "logits", "sample")
+    between = sum(seconds for name, seconds in median.items() if name not in passes)
+    line("between passes (all but layers, head, sampling)", between)
 
 
 def main() -> None:

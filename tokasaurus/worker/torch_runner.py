@@ -282,7 +282,8 @@ class TorchRunner:
                 return self._exchange.receive_hidden(len(batch.positions))
             for slots, token_ids in self._exchange.receive_tokens(batch.decode_slots):
                 self._last_tokens[self._to_device(slots)] = token_ids
-        return torch.cat([prefill_ids, self._last_tokens[self._to_device(batch.decode_slots)]])
+        last_tokens = self._last_tokens[self._to_device(batch.decode_slots)]
+        return torch.cat([prefill_ids, last_tokens]) if len(prefill_ids) else last_tokens
 
     def _keep_tokens(self, slots: np.ndarray, token_ids: torch.Tensor) -> None:
         """Where the next step finds them."""

@@ -120,7 +120,7 @@ def _built_library(flavour: str, namespace: str, report: Callable[[str], None]) 
     cache.mkdir(parents=True, exist_ok=True)
     with _locked(cache / f"{namespace}-{key}.lock"):
         if not library.exists():
-            report("Compiling the CPU kernels for this machine (once, about 40 s)")
+            report("Compiling the CPU kernels for this machine (once, about a minute)")
             _build(flavour, namespace, library)
     return library
 

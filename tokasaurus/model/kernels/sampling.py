@@ -22,6 +22,11 @@ class KernelOperations:
     def best_tokens(self, logits_SV: torch.Tensor, maxima_SB: torch.Tensor) -> torch.Tensor:
         return self._ops.best_tokens(logits_SV, maxima_SB)
 
+    def mark_broken_rows(
+        self, logits_SV: torch.Tensor, maxima_SB: torch.Tensor, tokens_S: torch.Tensor
+    ) -> None:
+        self._ops.mark_broken_rows(logits_SV, maxima_SB, tokens_S)
+
     def log_normalizers(
         self, logits_SV: torch.Tensor, maxima_SB: torch.Tensor, rows_R: torch.Tensor
     ) -> torch.Tensor:

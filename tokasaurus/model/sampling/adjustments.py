@@ -3,7 +3,8 @@
 Order: repetition, then frequency and presence penalty, bias, bans. Only the rows that ask are read
 or written, and each depends on nothing but its request and its own tokens.
 
-Shapes: S rows, V vocabulary, R adjusted rows, N banned words, W tokens of the longest prefix.
+Shapes: S rows, V vocabulary, R adjusted rows, A some of them, C ids of each, N banned words,
+W tokens of the longest prefix.
 """
 
 from dataclasses import dataclass, field
@@ -78,6 +79,24 @@ class AdjustedRows:
             history=self.history,
             masks=None if self.masks is None else [self.masks[index] for index in kept],
         )
+
+    def rescored_ids(self, which: np.ndarray, device: torch.device) -> torch.Tensor:
+        """int64[A, C]: the ids whose logits in these of the rows may become other finite numbers,
+        and some that don't."""
+        chosen = [self.adjustments[index] for index in which.tolist()]
+        width = max((len(a.bias_ids) for a in chosen), default=0)
+        biased = np.zeros((len(chosen), width), np.int64)
+        for row, adjustment in enumerate(chosen):
+            biased[row, : len(adjustment.bias_ids)] = adjustment.bias_ids
+        ids = to_device(biased, device)
+        penalized = np.flatnonzero([a.is_penalized for a in chosen])
+        if not len(penalized):
+            return ids
+        seats = np.array([chosen[row].seat for row in penalized.tolist()], np.int64)
+        seen = ids.new_zeros(len(chosen), self.history.width(seats))
+        held = self.history.ids[to_device(seats, device), : seen.shape[1]]
+        seen[to_device(penalized, device)] = held
+        return torch.cat([ids, seen], dim=1)
 
     def apply(self, logits_SV: torch.Tensor) -> None:
         """Change the logits (float32, contiguous) in place."""

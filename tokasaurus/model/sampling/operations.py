@@ -14,7 +14,7 @@ from tokasaurus.model.sampling.thresholds import TruncatedRows
 
 
 class SamplingOperations(Protocol):
-    """Logits are float32 and contiguous, here and below; nothing changes its arguments.
+    """Logits are float32 and contiguous, here and below.
 
     Implementations agree but for rounding in noise, weights and sums.
     """
@@ -24,6 +24,11 @@ class SamplingOperations(Protocol):
 
     def best_tokens(self, logits_SV: torch.Tensor, maxima_SB: torch.Tensor) -> torch.Tensor:
         """As `vocabulary_blocks.best_tokens`."""
+
+    def mark_broken_rows(
+        self, logits_SV: torch.Tensor, maxima_SB: torch.Tensor, tokens_S: torch.Tensor
+    ) -> None:
+        """Put -1 in place of the tokens of rows whose largest logit is not finite."""
 
     def log_normalizers(
         self, logits_SV: torch.Tensor, maxima_SB: torch.Tensor, rows_R: torch.Tensor
@@ -53,6 +58,12 @@ class TorchOperations:
 
     def best_tokens(self, logits_SV: torch.Tensor, maxima_SB: torch.Tensor) -> torch.Tensor:
         return vocabulary_blocks.best_tokens(logits_SV, maxima_SB)
+
+    def mark_broken_rows(
+        self, logits_SV: torch.Tensor, maxima_SB: torch.Tensor, tokens_S: torch.Tensor
+    ) -> None:
+        del logits_SV
+        tokens_S.masked_fill_(~maxima_SB.amax(1).isfinite(), -1)
 
     def log_normalizers(
         self, logits_SV: torch.Tensor, maxima_SB: torch.Tensor, rows_R: torch.Tensor

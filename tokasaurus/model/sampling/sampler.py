@@ -169,7 +169,7 @@ def sample(
         tokens_S[rows] = _draw_random(logits_SV, maxima_SB, batch, random, operations)
     if scored is not None:
         scored.score(logits_SV, tokens_S)
-    tokens_S.masked_fill_(~maxima_SB.amax(1).isfinite(), -1)
+    operations.mark_broken_rows(logits_SV, maxima_SB, tokens_S)
     if batch.adjusted is not None:
         rows = to_device(batch.adjusted.rows, logits_SV.device)
         is_empty = (maxima_SB[rows] == -torch.inf).all(1)
@@ -192,8 +192,10 @@ class _RawScores:
     normalizers: torch.Tensor
     adjusted: torch.Tensor
     """int64[A]: which of `rows` are about to be adjusted."""
-    raw_AV: torch.Tensor
-    """Copies of their logits."""
+    rescored_AC: torch.Tensor
+    """int64[A, C]: their tokens whose logits may change"""
+    raw_AC: torch.Tensor
+    """float32[A, C]: those logits"""
     logprobs: torch.Tensor
     top_ids: torch.Tensor | None
     top_logprobs: torch.Tensor | None
@@ -219,13 +221,20 @@ class _RawScores:
             top_ids = ids.new_zeros(S, count)
             top = values.new_full((S, count), MIN_LOGPROB)
             top_ids[rows], top[rows] = ids, values
-        changing = () if batch.adjusted is None else batch.adjusted.rows
-        adjusted = to_device(np.flatnonzero(np.isin(asking, changing)), rows.device)
+        adjusted = rescored = rows.new_empty(0)
+        raw = normalizers.new_empty(0)
+        if batch.adjusted is not None:
+            which = np.isin(asking, batch.adjusted.rows)
+            adjusted = to_device(np.flatnonzero(which), rows.device)
+            places = np.searchsorted(batch.adjusted.rows, asking[which])
+            rescored = batch.adjusted.rescored_ids(places, rows.device)
+            raw = torch.take(logits_SV, rescored + rows[adjusted].unsqueeze(1) * V)
         return cls(
             rows=rows,
             normalizers=normalizers,
             adjusted=adjusted,
-            raw_AV=logits_SV.index_select(0, rows[adjusted]),
+            rescored_AC=rescored,
+            raw_AC=raw,
             logprobs=logits_SV.new_full((S,), MIN_LOGPROB),
             top_ids=top_ids,
             top_logprobs=top,
@@ -234,9 +243,10 @@ class _RawScores:
     def score(self, logits_SV: torch.Tensor, tokens_S: torch.Tensor) -> None:
         tokens = tokens_S[self.rows]
         drawn = logits_SV[self.rows, tokens]
-        if len(self.adjusted):
-            raw = self.raw_AV.gather(1, tokens[self.adjusted].unsqueeze(1))
-            drawn[self.adjusted] = raw.squeeze(1)
+        if self.rescored_AC.numel():
+            is_drawn = self.rescored_AC == tokens[self.adjusted].unsqueeze(1)
+            raw = self.raw_AC.gather(1, is_drawn.long().argmax(1, keepdim=True)).squeeze(1)
+            drawn[self.adjusted] = torch.where(is_drawn.any(1), raw, drawn[self.adjusted])
         self.logprobs[self.rows] = finite_logprobs(drawn - self.normalizers)
 
 

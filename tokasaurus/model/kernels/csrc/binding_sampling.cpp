@@ -62,6 +62,12 @@ at::Tensor best_tokens_op(const at::Tensor& logits, const at::Tensor& maxima) {
   return columns;
 }
 
+void mark_broken_rows_op(const at::Tensor& logits, const at::Tensor& maxima, at::Tensor& tokens) {
+  check_contiguous(tokens, at::kLong, "tokens");
+  TORCH_CHECK(tokens.numel() == logits.size(0), "there must be a token per row");
+  mark_broken_rows(logits_of(logits, maxima), logits.size(0), tokens.mutable_data_ptr<int64_t>());
+}
+
 at::Tensor log_normalizers_op(const at::Tensor& logits, const at::Tensor& maxima,
                               const at::Tensor& rows) {
   at::Tensor out = at::empty({rows.numel()}, logits.options());
@@ -112,6 +118,7 @@ std::tuple<at::Tensor, at::Tensor> draw_op(const at::Tensor& logits, const at::T
 TOKA_LIBRARY_FRAGMENT(TOKA_NAMESPACE, m) {
   m.def("block_maxima(Tensor logits) -> Tensor");
   m.def("best_tokens(Tensor logits, Tensor maxima) -> Tensor");
+  m.def("mark_broken_rows(Tensor logits, Tensor maxima, Tensor(a!) tokens) -> ()");
   m.def("log_normalizers(Tensor logits, Tensor maxima, Tensor rows) -> Tensor");
   m.def(
       "truncation_thresholds(Tensor logits, Tensor maxima, Tensor rows, Tensor temperature, "
@@ -124,6 +131,7 @@ TOKA_LIBRARY_FRAGMENT(TOKA_NAMESPACE, m) {
 TOKA_LIBRARY_IMPL(TOKA_NAMESPACE, CPU, m) {
   m.impl("block_maxima", &toka::block_maxima_op);
   m.impl("best_tokens", &toka::best_tokens_op);
+  m.impl("mark_broken_rows", &toka::mark_broken_rows_op);
   m.impl("log_normalizers", &toka::log_normalizers_op);
   m.impl("truncation_thresholds", &toka::truncation_thresholds_op);
   m.impl("draw_tokens", &toka::draw_op);

@@ -167,6 +167,11 @@ void best_columns(const Logits& logits, int64_t num_rows, int64_t* columns, int 
   });
 }
 
+void mark_broken_rows(const Logits& logits, int64_t num_rows, int64_t* columns) {
+  for (int64_t row = 0; row < num_rows; row++)
+    if (!std::isfinite(maximum_of(logits.row_maxima(row), logits.blocks()))) columns[row] = -1;
+}
+
 void log_normalizers(const Logits& logits, const SelectedRows& selected, float* out,
                      int threads) {
   parallel_pieces(selected.count, 1, threads, [&](int64_t first, int64_t last) {

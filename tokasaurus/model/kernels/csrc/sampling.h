@@ -37,6 +37,9 @@ void block_maxima(const Logits& logits, int64_t num_rows, float* maxima, int thr
 // The lowest column among each row's largest logits; 0 for rows with a NaN.
 void best_columns(const Logits& logits, int64_t num_rows, int64_t* columns, int threads);
 
+// -1 in place of the columns of rows whose largest logit is not finite.
+void mark_broken_rows(const Logits& logits, int64_t num_rows, int64_t* columns);
+
 // log-sum-exp of the selected rows; NaN where the largest logit is not finite.
 void log_normalizers(const Logits& logits, const SelectedRows& selected, float* out, int threads);
 

@@ -53,18 +53,10 @@ class Candidates {
   }
 
   // The k-th largest of the row, ties counted; all that is at least as large is collected.
-  // The k-th largest of the blocks' maxima is no larger, and few other logits lie between.
   float collect_largest(int64_t k) {
-    const int64_t blocks = logits_.blocks();
-    float least = NEG_INF;
-    if (k <= blocks) {
-      std::copy_n(logits_.row_maxima(row_), blocks, memory_);
-      std::nth_element(memory_, memory_ + k - 1, memory_ + blocks, std::greater<float>());
-      least = memory_[k - 1];
-    }
-    collect(least);
-    std::nth_element(memory_, memory_ + k - 1, memory_ + count_, std::greater<float>());
-    const float kth = memory_[k - 1];
+    collect(likely_below(k));
+    if (count_ < k) collect(NEG_INF);
+    const float kth = largest(k, count_);
     count_ = std::partition(memory_, memory_ + count_, [&](float x) { return x >= kth; }) - memory_;
     return kth;
   }
@@ -101,6 +93,28 @@ class Candidates {
   }
 
  private:
+  static constexpr int64_t SAMPLES = 1024;
+
+  float largest(int64_t k, int64_t count) {
+    std::nth_element(memory_, memory_ + k - 1, memory_ + count, std::greater<float>());
+    return memory_[k - 1];
+  }
+
+  // A value that at least k logits reach (nearly always), and few more than that: the k-th largest
+  // of the blocks' maxima, or where there are fewer blocks, what evenly spaced samples suggest.
+  float likely_below(int64_t k) {
+    const int64_t blocks = logits_.blocks(), columns = logits_.num_columns;
+    if (k <= blocks) {
+      std::copy_n(logits_.row_maxima(row_), blocks, memory_);
+      return largest(k, blocks);
+    }
+    const int64_t stride = columns / SAMPLES;
+    const int64_t rank = stride < 2 ? SAMPLES : k * SAMPLES / columns * 5 / 4 + 16;
+    if (rank >= SAMPLES) return NEG_INF;
+    for (int64_t i = 0; i < SAMPLES; i++) memory_[i] = logits_.row(row_)[i * stride];
+    return largest(rank, SAMPLES);
+  }
+
   static float median(float a, float b, float c) {
     return std::max(std::min(a, b), std::min(std::max(a, b), c));
   }

@@ -62,14 +62,21 @@ class BlockAllocator:
             return 0
         return int(np.count_nonzero(self.ref_counts[path] == 0))
 
-    def acquire(self, path: np.ndarray) -> None:
-        """Reference a path of the tree from a root."""
+    def give_back(self, blocks: np.ndarray) -> None:
+        """Free private blocks that nothing was done with."""
+        if blocks.size:
+            self.ref_counts[blocks] = 0
+            self._free[self._num_free : self._num_free + blocks.size] = blocks
+            self._num_free += blocks.size
+
+    def acquire(self, path: np.ndarray, num_holders: int = 1) -> None:
+        """Reference a path of the tree from a root, or the rest of one that is referenced."""
         if path.size:
             self._num_cached -= self.num_cached_along(path)
-            self.ref_counts[path] += 1
+            self.ref_counts[path] += num_holders
 
     def share(
-        self, parent: int | str, token_bytes: bytes, blocks: list[int], *, are_computed: bool
+        self, parent: int | str, token_bytes: bytes, blocks: np.ndarray, *, are_computed: bool
     ) -> list[int]:
         """Insert full blocks of one table below `parent`; return the path that now holds them.
 

@@ -102,6 +102,5 @@ class Onboarder:
     def _onboard_all(self, matches: list[PrefixMatch]) -> None:
         for match in matches:
             self._queue.remove(match.sequence)
-            # Those before it may have inserted blocks that it shares, or evicted some of its own.
-            self._running.onboard(self._running.rematch(match))
+        self._running.onboard(matches)
         self._policy.settle([match.sequence for match in matches])

@@ -5,6 +5,7 @@ counts never grow from parent to child, and unreferenced nodes can always be evi
 """
 
 import heapq
+import struct
 
 import numpy as np
 
@@ -55,31 +56,48 @@ class PrefixTree:
         return self._keys[block]
 
     def graft(
-        self, parent: int | str, token_bytes: bytes, blocks: list[int], may_follow: np.ndarray
+        self, parent: int | str, token_bytes: bytes, blocks: np.ndarray, may_follow: np.ndarray
     ) -> list[int]:
         """Insert a path of blocks below `parent`; return the nodes that now hold the content.
 
         Where there is a node with the same content, it stands in the path if `may_follow`
-        (bool[num_blocks]) says so; otherwise the path ends before it.
+        (bool[num_blocks]) says so; otherwise the path ends before it. Below the first block that
+        is inserted nothing can be, as it was no node.
         """
-        children, keys, stride = self._children, self._keys, self._stride
+        children, stride = self._children, self._stride
         path: list[int] = []
-        inserted: list[int] = []
-        for index, block in enumerate(blocks):
-            key = (parent, token_bytes[index * stride : (index + 1) * stride])
-            node = children.setdefault(key, block)
-            if node == block:
-                assert keys[block] is None, f"block {block} is in the tree already"
-                keys[block] = key
-                inserted.append(block)
-                if isinstance(parent, int):
-                    self._num_children[parent] += 1
-            elif not may_follow[node]:
+        for start in range(0, blocks.size * stride, stride):
+            node = children.get((parent, token_bytes[start : start + stride]))
+            if node is None:
+                inserted = blocks[len(path) :]
+                self._insert(parent, token_bytes[start : blocks.size * stride], inserted.tolist())
+                self.is_node[inserted] = True
+                return path + inserted.tolist()
+            if not may_follow[node]:
                 break
             path.append(node)
             parent = node
-        self.is_node[inserted] = True
         return path
+
+    def has_child(self, parent: int | str, token_bytes: bytes, index: int) -> bool:
+        """Whether there is a node below `parent` for block `index` of these tokens."""
+        start = index * self._stride
+        return (parent, token_bytes[start : start + self._stride]) in self._children
+
+    def _insert(self, parent: int | str, token_bytes: bytes, blocks: list[int]) -> None:
+        """Insert a path of blocks, none of which is in the tree, and all of whose content is new
+        below `parent`."""
+        keys, stride, num_children = self._keys, self._stride, self._num_children
+        if isinstance(parent, int):
+            num_children[parent] += 1
+        for block in blocks[:-1]:
+            num_children[block] = 1
+        contents = struct.unpack(f"{stride}s" * len(blocks), token_bytes)  # faster than slices
+        new_keys: list[Key] = list(zip([parent, *blocks[:-1]], contents, strict=True))
+        self._children.update(zip(new_keys, blocks, strict=True))
+        for block, key in zip(blocks, new_keys, strict=True):
+            assert keys[block] is None, f"block {block} is in the tree already"
+            keys[block] = key
 
     def remove(self, block: int) -> None:
         """Take out a leaf."""

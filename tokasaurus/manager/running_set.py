@@ -5,7 +5,8 @@ append blocks as they go.
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,8 +20,7 @@ _NO_BLOCKS = np.empty(0, np.int32)
 _KEY_TYPE = np.dtype("<i4")
 
 
-@dataclass(frozen=True, slots=True)
-class PrefixMatch:
+class PrefixMatch(NamedTuple):
     """What onboarding a sequence would find and take."""
 
     sequence: Sequence
@@ -33,6 +33,15 @@ class PrefixMatch:
     """The same when it ends by length."""
     last_key: Key | None
     """Of the path's last node: the path is valid as long as the tree has the same object there."""
+
+
+def _path_id(match: PrefixMatch) -> int:
+    return id(match.path)
+
+
+def _end(match: PrefixMatch) -> int | str:
+    """The node below which its other blocks belong, or the salt."""
+    return int(match.path[-1]) if match.path.size else match.sequence.request.cache_salt
 
 
 class RunningSet:
@@ -100,42 +109,60 @@ class RunningSet:
             self._last_match = match
         return match
 
-    def rematch(self, match: PrefixMatch) -> PrefixMatch:
-        """The match as it is now, after others were onboarded."""
-        if not match.sequence.is_cacheable or self._is_current(match):
-            return match
-        return self.match(match.sequence)
-
     def _is_current(self, match: PrefixMatch) -> bool:
         """Whether the path is in the tree, and can't be longer."""
-        if match.path.size < (match.sequence.token_ids.size - 1) // self.page_size:
+        tree, path = self.blocks.tree, match.path
+        if path.size and tree.key(int(path[-1])) is not match.last_key:
             return False
-        return not match.path.size or self.blocks.tree.key(match.path[-1]) is match.last_key
+        if path.size == (match.sequence.token_ids.size - 1) // self.page_size:
+            return True
+        return not tree.has_child(_end(match), match.token_bytes, path.size)
 
-    def onboard(self, match: PrefixMatch) -> None:
-        """Seat the sequence at the end of the prefill line; its new blocks must be available."""
-        sequence = match.sequence
+    def onboard(self, matches: list[PrefixMatch]) -> None:
+        """Seat these sequences at the end of the prefill line.
+
+        Their new blocks must be available, and nothing may have changed since they were matched.
+        """
         self.refresh_decode_slots()  # before a seat is used again
-        path = match.path
-        self.blocks.acquire(path)
-        num_blocks = sequence.num_initial_blocks(self.page_size)
-        new_blocks = self.blocks.allocate(num_blocks - path.size)
-        slot = self.slots.seat(sequence, np.concatenate([path, new_blocks]))
-        sequence.num_matched_blocks = num_tree_blocks = path.size
-        num_own = sequence.token_ids.size // self.page_size - path.size
-        if sequence.is_cacheable and num_own > 0:
-            shared = self.blocks.share(
-                int(path[-1]) if path.size else sequence.request.cache_salt,
-                match.token_bytes[_KEY_TYPE.itemsize * self.page_size * path.size :],
-                new_blocks[:num_own].tolist(),
-                are_computed=False,
-            )
-            num_tree_blocks += len(shared)
-        self.slots.num_tree_blocks[slot] = num_tree_blocks
-        sequence.state = SequenceState.PREFILLING
-        sequence.has_started = False
-        self.prefilling[slot] = sequence
-        self.num_reserved_blocks += int(self.slots.max_num_blocks[slot]) - num_blocks
+        blocks = self.blocks
+        for _, twins in groupby(matches, key=_path_id):
+            same = list(twins)
+            blocks.acquire(same[0].path, len(same))
+        nums_blocks = [match.sequence.num_initial_blocks(self.page_size) for match in matches]
+        fresh = blocks.allocate(sum(nums_blocks) - sum(match.path.size for match in matches))
+        num_used = 0
+        last = None
+        for match, num_blocks in zip(matches, nums_blocks, strict=True):
+            sequence = match.sequence
+            # Those before it may have inserted blocks that it shares.
+            if match.token_bytes and not self._is_current(match):
+                num_acquired = match.path.size
+                match = self.match(sequence)
+                blocks.acquire(match.path[num_acquired:])
+            num_matched = match.path.size
+            new_blocks = fresh[num_used : num_used + num_blocks - num_matched]
+            num_used += new_blocks.size
+            sequence.num_matched_blocks = num_tree_blocks = num_matched
+            # A twin's own blocks are in the tree already.
+            if last is None or match.path is not last.path or not match.token_bytes:
+                num_tree_blocks += self._share_prompt(match, new_blocks)
+            last = match
+            slot = self.slots.seat(sequence, match.path, new_blocks)
+            self.slots.num_tree_blocks[slot] = num_tree_blocks
+            sequence.state = SequenceState.PREFILLING
+            sequence.has_started = False
+            self.prefilling[slot] = sequence
+            self.num_reserved_blocks += sequence.max_num_blocks(self.page_size) - num_blocks
+        blocks.give_back(fresh[num_used:])
+
+    def _share_prompt(self, match: PrefixMatch, new_blocks: np.ndarray) -> int:
+        """Insert its new blocks that its known tokens fill into the tree; how many it now holds."""
+        num_full = match.sequence.token_ids.size // self.page_size
+        own_blocks = new_blocks[: num_full - match.path.size]
+        if not match.token_bytes or not own_blocks.size:
+            return 0
+        own_bytes = match.token_bytes[_KEY_TYPE.itemsize * self.page_size * match.path.size :]
+        return len(self.blocks.share(_end(match), own_bytes, own_blocks, are_computed=False))
 
     def num_computed(self, sequence: Sequence) -> int:
         """Tokens of a prefill that are computed, or were in the tree when it was onboarded."""
@@ -236,7 +263,7 @@ class RunningSet:
         return self.blocks.share(
             int(table[first - 1]) if first else sequence.request.cache_salt,
             np.ascontiguousarray(token_ids, _KEY_TYPE).tobytes(),
-            table[first:last].tolist(),
+            table[first:last],
             are_computed=True,
         )
 

@@ -51,8 +51,8 @@ class SlotTable:
     def num_free_slots(self) -> int:
         return len(self._free_slots)
 
-    def seat(self, sequence: Sequence, blocks: np.ndarray) -> int:
-        """Give `sequence` a slot and its first blocks."""
+    def seat(self, sequence: Sequence, path: np.ndarray, new_blocks: np.ndarray) -> int:
+        """Give `sequence` a slot and its first blocks: `path`, then `new_blocks`."""
         slot = self._free_slots.pop()
         sequence.slot = slot
         self.sequences[slot] = sequence
@@ -67,9 +67,12 @@ class SlotTable:
         self.kinds[slot] = sequence.kind
         self.prompt_keys[slot] = sequence.prompt_key
         self.num_logprobs[slot] = sequence.request.sampling.num_top_logprobs
-        self.block_table[slot, : blocks.size] = blocks
-        self.num_blocks[slot] = blocks.size
-        self.capacity[slot] = blocks.size * self.page_size
+        num_blocks = path.size + new_blocks.size
+        row = self.block_table[slot]
+        row[: path.size] = path
+        row[path.size : num_blocks] = new_blocks
+        self.num_blocks[slot] = num_blocks
+        self.capacity[slot] = num_blocks * self.page_size
         return slot
 
     def unseat(self, slot: int) -> None:

@@ -50,11 +50,12 @@ class AllocatorMachine(RuleBasedStateMachine):
         for index in range(1, len(path) + 1):
             self.last_used.pop(prefix[: index * PAGE_SIZE], None)
         self._expect_evictions(num_new - self.allocator.num_free)
-        new = self.allocator.allocate(num_new).tolist()
+        blocks = self.allocator.allocate(num_new)
+        new = blocks.tolist()
         for index, block in enumerate(new, start=len(path) + 1):
             self.content[block] = prefix[: index * PAGE_SIZE]
         raw = np.array(prefix[len(path) * PAGE_SIZE :], "<i4").tobytes()
-        self.allocator.share(path[-1] if path else "", raw, new, are_computed=True)
+        self.allocator.share(path[-1] if path else "", raw, blocks, are_computed=True)
         self.tables.append((prefix, path + new, num_full))
 
     def _expect_evictions(self, count: int) -> None:
@@ -107,7 +108,7 @@ def test_heap_of_the_tree_stays_small() -> None:
     allocator = BlockAllocator(4, PAGE_SIZE)
     raw = np.array([1, 2], "<i4").tobytes()
     blocks = allocator.allocate(1)
-    path = allocator.share("", raw, blocks.tolist(), are_computed=True)
+    path = allocator.share("", raw, blocks, are_computed=True)
     allocator.release(blocks, path)
     for _ in range(1000):
         allocator.acquire(np.array(path, np.int32))
@@ -120,7 +121,7 @@ def test_blocks_nobody_computed_leave_the_tree() -> None:
     allocator = BlockAllocator(4, PAGE_SIZE)
     raw = np.arange(6, dtype="<i4").tobytes()
     blocks = allocator.allocate(3)
-    path = allocator.share("", raw, blocks.tolist(), are_computed=False)
+    path = allocator.share("", raw, blocks, are_computed=False)
     allocator.is_scheduled[blocks[0]] = True
     allocator.release(blocks, path)
     assert allocator.num_cached == 1

@@ -18,7 +18,7 @@ def _running_set() -> RunningSet:
 
 
 def _onboard(running: RunningSet, sequence: Sequence) -> None:
-    running.onboard(running.match(sequence))
+    running.onboard([running.match(sequence)])
     running.mark_scheduled(sequence, sequence.token_ids.size)
     running.check_invariants()
 
@@ -47,7 +47,7 @@ def test_what_was_evicted_is_not_found_again() -> None:
     _onboard(running, stranger)
     running.release(stranger)
     assert running.match(_sequence(3, _PROMPT)).path.size == 0
-    assert running.rematch(match).path.size == 0
+    assert running.match(match.sequence).path.size == 0
 
 
 def test_a_path_that_got_longer_is_found_whole() -> None:
@@ -55,4 +55,33 @@ def test_a_path_that_got_longer_is_found_whole() -> None:
     match = running.match(_sequence(0, _PROMPT))
     assert match.path.size == 0
     _onboard(running, _sequence(1, _PROMPT))
-    assert len(running.rematch(match).path) == 2
+    assert len(running.match(match.sequence).path) == 2
+
+
+def test_twins_and_strangers_onboard_together_as_one_after_the_other() -> None:
+    """Also where paths grow in between, blocks must be evicted, and prompts are not cacheable."""
+    prompts = [_PROMPT, _PROMPT, [*_PROMPT, 1], [7], [7], [1, 2, 3, 4], [1, 2, 3, 4], _PROMPT[:4]]
+    tables = []
+    for batch in (1, len(prompts)):
+        running = RunningSet(num_slots=9, max_num_tokens=80, num_blocks=16, page_size=4)
+        former = _sequence(90, np.arange(100, 157).tolist())
+        _onboard(running, former)
+        running.slots.num_known[former.slot] = former.token_ids.size
+        running.release(former)
+        assert running.blocks.num_free < 5
+        sequences = [_sequence(index, prompt) for index, prompt in enumerate(prompts)]
+        for first in range(0, len(prompts), batch):
+            matches = [running.match(sequence) for sequence in sequences[first : first + batch]]
+            running.onboard(matches)
+            running.check_invariants()
+        slots = [sequence.slot for sequence in sequences]
+        tables.append(
+            [
+                (sequence.num_matched_blocks, int(running.slots.num_tree_blocks[sequence.slot]))
+                for sequence in sequences
+            ]
+        )
+        heads = [int(running.slots.blocks(slot)[0]) for slot in slots]
+        assert heads[0] == heads[1] == heads[2]
+        tables[-1] += [(running.blocks.num_in_use, running.blocks.num_available)]
+    assert tables[0] == tables[1]

@@ -60,7 +60,7 @@ class EngineProcess:
     def output(self) -> str:
         return "\n".join(self.lines)
 
-    def wait_until_ready(self, timeout_seconds: float = 120) -> None:
+    def wait_until_ready(self, timeout_seconds: float = 280) -> None:
         deadline = time.monotonic() + timeout_seconds
         while not self.url:
             line = self._news.get(timeout=max(0.0, deadline - time.monotonic()))

@@ -1,5 +1,4 @@
 // Attention as torch operators, in a namespace per build flavour.
-#include <ATen/Functions.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 

@@ -1,7 +1,8 @@
 // Argument checks and conversions shared by the operator bindings.
 #pragma once
 
-#include <ATen/Functions.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
 #include <ATen/core/Tensor.h>
 
 #include <memory>

@@ -79,7 +79,10 @@ def main() -> None:
         status = statuses[part.name]
         print(f"{part.name}: {status.status} in {status.seconds:.1f} s {status.error}", flush=True)
     print((out / "table.txt").read_text())
-    if any(status.status != "done" for status in statuses.values()):
+    found = [finding for name in statuses for finding in findings_of(out, name)]
+    if any(status.status != "done" for status in statuses.values()) or any(
+        finding["what"] == "failed" for finding in found
+    ):
         sys.exit(1)
 
 

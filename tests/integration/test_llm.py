@@ -161,7 +161,7 @@ def test_threads_share_an_llm(llm: LLM) -> None:
     assert results == {i: [f"{i} {j} =" for j in range(20)] for i in range(4)}
 
 
-@pytest.fixture()
+@pytest.fixture
 def interruptible() -> Iterator[None]:
     """Shells start what runs in the background with interrupts ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "gpu_check.py"
 
 
@@ -15,7 +17,9 @@ def run(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_parts_write_what_they_find(tmp_path: Path) -> None:
+    """Slow: compiles models, up to a minute."""
     done = run(tmp_path, "--parts", "environment", "ceilings", "llama-1b", "chat")
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "gpu_check.json").read_text())

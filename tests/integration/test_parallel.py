@@ -53,8 +53,10 @@ def test_tokens_are_those_of_one_process(
     sizes: dict[str, int], folder: Path, expected: tuple[list[list[int]], list[list[float]]]
 ) -> None:
     greedy = SamplingParams(temperature=0, max_tokens=MAX_TOKENS, ignore_eos=True, logprobs=0)
+    before = set(engine_processes())
     with LLM(str(folder), **sizes, **SMALL) as llm:
-        workers = [p for p in engine_processes() if p.cmdline()[-1].startswith("worker")]
+        mine = set(engine_processes()) - before
+        workers = [p for p in mine if p.cmdline()[-1].startswith("worker")]
         assert len(workers) == np.prod(list(sizes.values()))
         outputs = llm.generate(PROMPTS, greedy, progress=False)
         drawn = SamplingParams(temperature=1.0, seed=3, n=2, top_p=0.9, max_tokens=4)
@@ -64,8 +66,8 @@ def test_tokens_are_those_of_one_process(
     assert [output.token_ids for output in outputs] == expected[0]
     for output, logprobs in zip(outputs, expected[1], strict=True):
         assert output.outputs[0].logprobs is not None
-        mine = [entry.logprob for entry in output.outputs[0].logprobs]
-        np.testing.assert_allclose(mine, logprobs, atol=1e-4)
+        ours = [entry.logprob for entry in output.outputs[0].logprobs]
+        np.testing.assert_allclose(ours, logprobs, atol=1e-4)
     assert [o.token_ids for o in first[0].outputs] == [o.token_ids for o in again[0].outputs]
 
 

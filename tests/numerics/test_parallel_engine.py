@@ -61,6 +61,29 @@ def test_tokens_equal_generate(
     engine.runner.close()
 
 
+@pytest.mark.parametrize(
+    ("family", "pp_size", "tp_size"),
+    [
+        ("llama_biases", 1, 2),
+        ("llama_tied", 2, 2),
+        ("falcon_7b", 1, 4),  # layers side by side, one KV head
+        ("qwen2_moe_mixed", 2, 2),
+    ],
+)
+def test_tokens_divided_between_ranks_change_nothing(
+    family: str, pp_size: int, tp_size: int, checkpoint: Checkpoint
+) -> None:
+    """Steps with an odd number of tokens, too; smaller steps are as they were."""
+    folder = checkpoint(family)
+    prompts = mixed_prompts(24, VOCAB_SIZE)
+    engine = WholeEngine(folder, pp_size=pp_size, tp_size=tp_size, division_threshold=20)
+    tokens, logprobs, _ = engine.generate(prompts, [GREEDY] * 24, MAX_TOKENS)
+    expected_tokens, expected_logprobs = greedy_reference(folder, prompts, MAX_TOKENS)
+    assert tokens == expected_tokens
+    np.testing.assert_allclose(logprobs, expected_logprobs, atol=1e-4)
+    engine.runner.close()
+
+
 @pytest.mark.parametrize(("pp_size", "tp_size"), [(1, 2), (2, 2)])
 def test_drawn_tokens_are_those_of_one_worker(
     pp_size: int, tp_size: int, checkpoint: Checkpoint

@@ -10,11 +10,13 @@ import torch.distributed as dist
 from tests.rank_threads import make_group
 from tokasaurus.ipc.messages.to_manager import StepOutput
 from tokasaurus.ipc.messages.to_worker import StepInput
+from tokasaurus.model.divided_tokens import SeparateProducts, TokenDivision
 from tokasaurus.model.parallel import ParallelContext, RankGroup
+from tokasaurus.worker.replica import Replica
 from tokasaurus.worker.stage_exchange import StageLinks
 from tokasaurus.worker.torch_runner import TorchRunner
 
-MakeRunner = Callable[[ParallelContext, StageLinks | None], TorchRunner]
+MakeRunner = Callable[[Replica], TorchRunner]
 
 
 @dataclass
@@ -31,7 +33,15 @@ class ThreadedReplica:
     """A `ModelRunner` whose steps run on pp x tp ranks; ranks run ahead of each other as they do
     when they are processes."""
 
-    def __init__(self, pp_size: int, tp_size: int, make_runner: MakeRunner) -> None:
+    def __init__(
+        self,
+        pp_size: int,
+        tp_size: int,
+        make_runner: MakeRunner,
+        *,
+        division_threshold: int | None = None,
+    ) -> None:
+        self._division_threshold = division_threshold
         self.pp_size, self.tp_size = pp_size, tp_size
         size = pp_size * tp_size
         self._store = dist.HashStore()
@@ -59,7 +69,14 @@ class ThreadedReplica:
                 hidden=self._group(f"hidden{tp_rank}", pp_rank, self.pp_size).process_group,
                 tokens=self._group(f"tokens{tp_rank}", pp_rank, self.pp_size).process_group,
             )
-        return make_runner(context, links)
+        division = None
+        if self._division_threshold is not None:
+            division = TokenDivision(
+                threshold=self._division_threshold,
+                group=context.tp,
+                products=SeparateProducts(context.tp),
+            )
+        return make_runner(Replica(parallel=context, links=links, division=division))
 
     def _group(self, name: str, rank: int, size: int) -> RankGroup:
         return RankGroup() if size == 1 else make_group(self._store, name, rank, size)

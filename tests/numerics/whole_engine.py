@@ -22,14 +22,15 @@ from tokasaurus.ipc.messages.to_worker import StepInput, ToWorker
 from tokasaurus.manager.loop import Manager
 from tokasaurus.manager.onboarding import AdmissionPolicy
 from tokasaurus.manager.settings import ManagerSettings
-from tokasaurus.model.parallel import ALONE, ParallelContext
 from tokasaurus.model.registry import ModelPath
 from tokasaurus.tokenization.tokenizer import Tokenizer
-from tokasaurus.worker.stage_exchange import StageLinks
+from tokasaurus.worker.forward_pass import ForwardOptions
+from tokasaurus.worker.replica import Replica
 from tokasaurus.worker.torch_runner import RunnerSettings, TorchRunner
 
 GREEDY = TokenSampling(temperature=0.0, num_top_logprobs=0)
 PAGE_SIZE = 8
+PLAIN = ForwardOptions()
 
 
 class WholeEngine:
@@ -46,8 +47,12 @@ class WholeEngine:
         policy: AdmissionPolicy | None = None,
         pp_size: int = 1,
         tp_size: int = 1,
+        division_threshold: int | None = None,
+        forward: ForwardOptions = PLAIN,
     ) -> None:
-        def make_runner(parallel: ParallelContext, links: StageLinks | None) -> TorchRunner:
+        """Steps of at least `division_threshold` tokens divide them between the ranks of a stage."""
+
+        def make_runner(replica: Replica) -> TorchRunner:
             return TorchRunner(
                 RunnerSettings(
                     device=CPU,
@@ -58,15 +63,17 @@ class WholeEngine:
                     max_tokens_per_forward=100,
                     max_seqs_per_forward=64,
                     load_tokenizer=lambda: Tokenizer.load(folder),
-                    parallel=parallel,
-                    stage_links=links,
+                    replica=replica,
+                    forward=forward,
                 ),
-                lambda progress: load(folder, model_path, parallel=parallel),
+                lambda progress: load(folder, model_path, parallel=replica.parallel),
             )
 
-        self.runner: TorchRunner | ThreadedReplica = make_runner(ALONE, None)
+        self.runner: TorchRunner | ThreadedReplica = make_runner(Replica())
         if pp_size * tp_size > 1:
-            self.runner = ThreadedReplica(pp_size, tp_size, make_runner)
+            self.runner = ThreadedReplica(
+                pp_size, tp_size, make_runner, division_threshold=division_threshold
+            )
         self.runner.load(lambda fraction, text: None)
         self.runner.warm_up(lambda fraction, text: None)
         self._to_manager: MemoryChannel[ToManager] = MemoryChannel(ToManager)

@@ -136,11 +136,16 @@ class EngineConfig(StrictConfig):
     """Stages of a replica, each with some of the decoder's layers on a worker of its own."""
     tp_size: int = 1
     """Workers of a stage, each with a share of every weight and of the KV heads."""
+    async_tp_threshold: int | None = None
+    """Forward passes of at least so many tokens divide them between the tp_size GPUs, which must
+    reach each other's memory, and overlap products with their exchange; None: none do."""
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Least severity of the messages that all processes log."""
     ready_timeout_seconds: float = 600.0
     """Start-up fails when a process is not ready after this long."""
+    step_timeout_seconds: float = 300.0
+    """The engine fails when a forward pass is not done after this long: a worker hangs."""
     shutdown_timeout_seconds: float = 10.0
     """Processes that are still there this long after being asked to stop are killed."""
     debug_checks: bool = False
@@ -166,6 +171,7 @@ class EngineConfig(StrictConfig):
                 "sequence takes one token of each forward pass."
             )
         self._check_compilation()
+        self._check_async_tp()
         self._check_quantization()
         if self.kv_cache_num_tokens is not None and self.kv_cache_num_tokens < self.page_size:
             raise ConfigError(
@@ -182,11 +188,25 @@ class EngineConfig(StrictConfig):
                 "torch_compile=T and cpu_kernels=T contradict each other on a CPU: the kernels "
                 "run all layers in one call. Set cpu_kernels=F or torch_compile=F."
             )
-        if self.torch_compile and self.pp_size * self.tp_size > 1:
+
+    def _check_async_tp(self) -> None:
+        threshold = self.async_tp_threshold
+        if threshold is None:
+            return
+        if self.tp_size == 1:
+            raise ConfigError("async_tp_threshold has no effect without tp_size above 1.")
+        if self.device == "cpu":
+            raise ConfigError("async_tp_threshold needs GPUs; leave it out with device=cpu.")
+        if self.torch_compile:
             raise ConfigError(
-                f"torch_compile=T with pp_size={self.pp_size} and tp_size={self.tp_size} is not "
-                "covered: compiled models run on one worker each. Set torch_compile=F, or use "
-                "dp_size for more replicas."
+                "async_tp_threshold and torch_compile=T can't be combined: a compiled model lays "
+                "out all its steps alike. Set torch_compile=F or leave async_tp_threshold out."
+            )
+        if self.use_cudagraphs and threshold <= self.cudagraph_max_size:
+            raise ConfigError(
+                f"async_tp_threshold ({threshold}) must be above cudagraph_max_size "
+                f"({self.cudagraph_max_size}): steps that divide their tokens are not captured. "
+                "Raise it, lower cudagraph_max_size, or set use_cudagraphs=F."
             )
 
     def _check_quantization(self) -> None:
@@ -233,6 +253,7 @@ class EngineConfig(StrictConfig):
 
 _ABOVE_ZERO = (
     "ready_timeout_seconds",
+    "step_timeout_seconds",
     "shutdown_timeout_seconds",
     "request_timeout_seconds",
     "stream_stall_seconds",
@@ -256,6 +277,7 @@ _LEAST = {
     "dp_size": 1,
     "pp_size": 1,
     "tp_size": 1,
+    "async_tp_threshold": 1,
     "max_prefill_tokens_per_step": 1,
     "hydragen_min_group_size": 2,
     "hydragen_min_prefix_len": 1,

@@ -11,6 +11,7 @@ from torch import nn
 
 from tokasaurus.model.attention.backend import AttentionBackend, AttentionLayer
 from tokasaurus.model.config import DecoderSpec, TensorSpec
+from tokasaurus.model.divided_tokens import DividedTokens, TokenDivision
 from tokasaurus.model.layers.activation import ACTIVATIONS
 from tokasaurus.model.layers.embedding import Embedding, Head
 from tokasaurus.model.layers.linear import (
@@ -60,30 +61,40 @@ class Attention(nn.Module):
         )
 
     def forward(
-        self, x_TD: torch.Tensor, cos_sin_T1R: torch.Tensor, attention: AttentionBackend
+        self,
+        x_TD: torch.Tensor,
+        cos_sin_T1R: torch.Tensor,
+        attention: AttentionBackend,
+        divided: DividedTokens | None = None,
     ) -> torch.Tensor:
-        q, k, v = self.qkv(x_TD)
+        q, k, v = self.qkv(x_TD, divided)
         if self.has_qk_norm:
             q, k = self.q_norm.normalize(q), self.k_norm.normalize(k)
         q, k = apply_rotary(q, cos_sin_T1R), apply_rotary(k, cos_sin_T1R)
         out_TNH = attention.run(q, k, v, self.layer)
-        return self.out(out_TNH.flatten(1))
+        return self.out(out_TNH.flatten(1), divided)
 
 
 class GatedMLP(nn.Module):
-    """down(activation(gate(x)) * up(x))."""
+    """down(activation(gate(x)) * up(x)); with `is_partial`, what this rank adds to it."""
 
-    def __init__(self, spec: DecoderSpec, tensors: TensorSpec) -> None:
+    def __init__(self, spec: DecoderSpec, tensors: TensorSpec, *, is_partial: bool = False) -> None:
         super().__init__()
         self.gate_up = GateUpLinear(
             spec.hidden_size, spec.intermediate_size, tensors, bias=spec.mlp_bias
         )
-        self.down = RowLinear(spec.intermediate_size, spec.hidden_size, tensors, bias=spec.mlp_bias)
+        self.down = RowLinear(
+            spec.intermediate_size,
+            spec.hidden_size,
+            tensors,
+            bias=spec.mlp_bias,
+            is_partial=is_partial,
+        )
         self.activation = ACTIVATIONS[spec.activation]
 
-    def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
-        gate, up = self.gate_up(x_TD).chunk(2, dim=-1)
-        return self.down(self.activation(gate) * up)
+    def forward(self, x_TD: torch.Tensor, divided: DividedTokens | None = None) -> torch.Tensor:
+        gate, up = self.gate_up(x_TD, divided).chunk(2, dim=-1)
+        return self.down(self.activation(gate) * up, divided)
 
 
 class PlainMLP(nn.Module):
@@ -97,8 +108,8 @@ class PlainMLP(nn.Module):
         self.down = RowLinear(spec.intermediate_size, spec.hidden_size, tensors, bias=spec.mlp_bias)
         self.activation = ACTIVATIONS[spec.activation]
 
-    def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
-        return self.down(self.activation(self.up(x_TD)))
+    def forward(self, x_TD: torch.Tensor, divided: DividedTokens | None = None) -> torch.Tensor:
+        return self.down(self.activation(self.up(x_TD, divided)), divided)
 
 
 def make_mlp(spec: DecoderSpec, index: int, tensors: TensorSpec) -> nn.Module:
@@ -107,7 +118,8 @@ def make_mlp(spec: DecoderSpec, index: int, tensors: TensorSpec) -> nn.Module:
         shared_size = spec.moe.shared_intermediate_size
         shared = None
         if shared_size is not None:
-            shared = GatedMLP(replace(spec, intermediate_size=shared_size), tensors)
+            sized = replace(spec, intermediate_size=shared_size)
+            shared = GatedMLP(sized, tensors, is_partial=True)
         return MixtureOfExperts(spec, tensors, shared)
     return {"gated": GatedMLP, "plain": PlainMLP}[spec.mlp](spec, tensors)
 
@@ -134,15 +146,17 @@ class DecoderLayer(nn.Module):
         residual_TD: torch.Tensor | None,
         cos_sin_T1R: torch.Tensor,
         attention: AttentionBackend,
+        divided: DividedTokens | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """With `divided`, x and the residual are those of this rank's tokens."""
         normed_TD, residual_TD = self.attention_norm(x_TD, residual_TD)
-        attended_TD = self.attention(normed_TD, cos_sin_T1R, attention)
+        attended_TD = self.attention(normed_TD, cos_sin_T1R, attention, divided)
         if self.is_parallel:
             if self.has_mlp_norm:
                 normed_TD = self.mlp_norm.normalize(residual_TD)
-            return self.mlp(normed_TD) + attended_TD, residual_TD
+            return self.mlp(normed_TD, divided) + attended_TD, residual_TD
         normed_TD, residual_TD = self.mlp_norm(attended_TD, residual_TD)
-        return self.mlp(normed_TD), residual_TD
+        return self.mlp(normed_TD, divided), residual_TD
 
 
 class Decoder(nn.Module):
@@ -158,6 +172,7 @@ class Decoder(nn.Module):
         self.max_model_len = max_model_len
         self.dtype = tensors.dtype
         self.parallel = tensors.parallel
+        self._division: TokenDivision | None = None
         self.stage = Stage.of(spec, tensors.parallel)
         self.embedding: Embedding | None = None
         if self.stage.has_embedding:
@@ -184,21 +199,37 @@ class Decoder(nn.Module):
             if isinstance(module, Linear):
                 module.finish_loading(pack)
 
+    def no_inputs(self, num_tokens: int) -> torch.Tensor:
+        """Zeros in the form of `forward`'s inputs."""
+        device = self.rotary.table_LR.device
+        if self.stage.is_first:
+            return torch.zeros(num_tokens, dtype=torch.int64, device=device)
+        return torch.zeros(num_tokens, self.hidden_size, dtype=self.dtype, device=device)
+
+    def divide_tokens(self, division: TokenDivision) -> None:
+        """From now on, steps that are large enough divide their tokens between the ranks."""
+        self._division = division
+
     def forward(
         self, inputs_T: torch.Tensor, positions_T: torch.Tensor, attention: AttentionBackend
     ) -> torch.Tensor:
         """Takes token ids, in later stages what the stage before returned. Returns the final hidden
         states, in earlier stages the sum that the next layer normalises."""
         cos_sin_T1R = self.rotary(positions_T)
+        divided = None if self._division is None else self._division.of(len(positions_T))
         x_TD, residual_TD = inputs_T, None
         if self.stage.is_first:
             assert self.embedding is not None, "the first stage has the embedding"
-            x_TD = self.embedding(inputs_T)
+            x_TD = self.embedding(inputs_T, divided)
+        elif divided is not None:
+            x_TD = divided.share(inputs_T)
         for layer in self.layers:
-            x_TD, residual_TD = layer(x_TD, residual_TD, cos_sin_T1R, attention)
-        if self.norm is None:
-            return x_TD if residual_TD is None else x_TD + residual_TD
-        return self.norm(x_TD, residual_TD)[0]
+            x_TD, residual_TD = layer(x_TD, residual_TD, cos_sin_T1R, attention, divided)
+        if self.norm is not None:
+            x_TD, _ = self.norm(x_TD, residual_TD)
+        elif residual_TD is not None:
+            x_TD = x_TD + residual_TD
+        return x_TD if divided is None else divided.whole(x_TD)
 
     def logits(self, hidden_SD: torch.Tensor) -> torch.Tensor:
         assert self.head is not None, "the last stage has the head"

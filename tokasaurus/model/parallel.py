@@ -12,6 +12,7 @@ import torch
 from torch import distributed as dist
 
 from tokasaurus.errors import ProcessFailedError
+from tokasaurus.model.collective_operator import AllReduceOperator
 
 
 class PeerLostError(ProcessFailedError):
@@ -29,12 +30,32 @@ class RankGroup:
     rank: int = 0
     size: int = 1
     process_group: Any = None
+    _operator: AllReduceOperator | None = field(init=False, default=None, compare=False)
+    """`all_reduce` in compiled code."""
+
+    def __post_init__(self) -> None:
+        if self.process_group is not None:
+            object.__setattr__(self, "_operator", AllReduceOperator(self._sum))
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """The sum over the ranks, computed in place: the same bits on all of them."""
-        if self.size > 1:
-            self._run(lambda group: group.allreduce([x]))
+        if self.size == 1:
+            return x
+        if torch.compiler.is_compiling():
+            assert self._operator is not None, "ranks without a process group"
+            self._operator(x)
+        else:
+            self._sum(x)
         return x
+
+    def reduce_scatter(self, x: torch.Tensor) -> torch.Tensor:
+        """This rank's part of the sum over the ranks; the rows of `x` divide by their number."""
+        if self.size == 1:
+            return x
+        parts = list(x.contiguous().chunk(self.size))
+        mine = torch.empty_like(parts[self.rank])
+        self._run(lambda group: group.reduce_scatter([mine], [parts]))
+        return mine
 
     def all_reduce_max(self, x: torch.Tensor) -> torch.Tensor:
         """The elementwise maximum over the ranks, in place; `x` holds no NaN."""
@@ -78,6 +99,9 @@ class RankGroup:
             options.rootRank, options.rootTensor = 0, 0
             self._run(lambda group: group.broadcast([x], options))
         return x
+
+    def _sum(self, x: torch.Tensor) -> None:
+        self._run(lambda group: group.allreduce([x]))
 
     def _run(self, start: Callable[[Any], Any]) -> None:
         try:

@@ -18,7 +18,8 @@ from tokasaurus.model.device_copy import pinned
 
 _SMALL_SIZES = (1, 2, 4, 8)
 Forward = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Token ids T and positions T to hidden states TD, on the planned attention backend."""
+"""Inputs T (token ids, or TD in later stages) and positions T to hidden states TD, on the planned
+attention backend."""
 
 
 class Capturer(Protocol):
@@ -34,17 +35,20 @@ class CudaCapturer:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
+        # One for all: memory that a stream has used stays with it.
+        self._stream = torch.cuda.Stream(device)
 
     def capture(self, run: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
         # Kernels are compiled and libraries initialised outside of the capture.
-        stream = torch.cuda.Stream(self._device)
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
             run()
-        torch.cuda.current_stream(self._device).wait_stream(stream)
+        torch.cuda.current_stream(self._device).wait_stream(self._stream)
         torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # A thread of NCCL's looks at events meanwhile, which a stricter mode forbids.
+        mode = "thread_local"
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode=mode):
             output = run()
         return graph.replay, output
 
@@ -88,17 +92,19 @@ class DecodeGraphs:
         forward: Forward,
         backend: GraphBackend,
         *,
+        inputs_T: torch.Tensor,
         page_size: int,
         device: torch.device,
         capturer: Capturer,
     ) -> None:
+        """`inputs_T` is where the graphs will read their inputs: as many as the largest has."""
         self._sizes = sizes
         self._forward = forward
         self._backend = backend
         self._page_size = page_size
         self._device = device
         self._capturer = capturer
-        self._ids_T = torch.zeros(max(sizes), dtype=torch.int64, device=device)
+        self._inputs_T = inputs_T
         self._positions_T = torch.zeros(max(sizes), dtype=torch.int64, device=device)
         self._graphs: dict[int, tuple[Callable[[], None], torch.Tensor]] = {}
 
@@ -118,10 +124,12 @@ class DecodeGraphs:
             progress(i / len(self._sizes), f"graph of {size} sequences")
             nothing = padded_decodes(_no_rows(), size, self._page_size, self._backend.scratch_block)
             self._backend.plan_for_graph(nothing)
-            ids, positions = self._ids_T[:size], self._positions_T[:size]
+            inputs, positions = self._inputs_T[:size], self._positions_T[:size]
 
-            def run(ids: torch.Tensor = ids, positions: torch.Tensor = positions) -> torch.Tensor:
-                return self._forward(ids, positions)
+            def run(
+                inputs: torch.Tensor = inputs, positions: torch.Tensor = positions
+            ) -> torch.Tensor:
+                return self._forward(inputs, positions)
 
             self._graphs[size] = self._capturer.capture(run)
             captured(size, self._graphs[size][1])
@@ -134,12 +142,12 @@ class DecodeGraphs:
         return min(fitting, default=None)
 
     def prepare(
-        self, size: int, ids_T: torch.Tensor, positions_T: np.ndarray, batch: AttentionBatch
+        self, size: int, inputs_T: torch.Tensor, positions_T: np.ndarray, batch: AttentionBatch
     ) -> None:
-        """Fill what the graph reads. Rows beyond the batch keep valid ids of earlier steps."""
+        """Fill what the graph reads. Rows beyond the batch keep valid inputs of earlier steps."""
         block = self._backend.scratch_block
         self._backend.plan_for_graph(padded_decodes(batch, size, self._page_size, block))
-        self._ids_T[: len(ids_T)].copy_(ids_T)
+        self._inputs_T[: len(inputs_T)].copy_(inputs_T)
         padded = np.zeros(size, np.int64)
         padded[: len(positions_T)] = positions_T
         self._positions_T[:size].copy_(pinned(padded, self._device), non_blocking=True)

@@ -56,11 +56,7 @@ class ForwardPass:
         max_seqs: int,
     ) -> None:
         """Raises ConfigError where the model can't be compiled."""
-        self._can_be_captured = (
-            isinstance(model, Decoder)
-            and model.parallel.is_alone  # captured collectives have not been tried
-            and backend.supports_cuda_graphs
-        )
+        self._decoder = model if isinstance(model, Decoder) else None
         if options.compile_options is not None:
             model = CompiledModel(model, backend, options.compile_options)
         self._model = model
@@ -94,10 +90,12 @@ class ForwardPass:
             capturer, draw = CudaCapturer(self._device), compiled_draw()
         if capturer is None or not self._options.use_cudagraphs:
             return
-        if not self._can_be_captured:
-            _logger.info(
-                "decode steps run without CUDA graphs: those need a native decoder in one worker "
-                "and an attention backend that plans into fixed buffers"
+        if self._decoder is None or not self._backend.supports_cuda_graphs:
+            _logger.warning(
+                "decode steps run without CUDA graphs: those need a native decoder and an "
+                "attention backend that plans into fixed buffers, which %s on %s attention are not",
+                self._model.path,
+                self._backend.name,
             )
             return
         options = self._options
@@ -106,12 +104,14 @@ class ForwardPass:
             sizes,
             lambda ids, positions: self._model.forward(ids, positions, self._backend),
             cast(GraphBackend, self._backend),
+            inputs_T=self._decoder.no_inputs(max(sizes)),
             page_size=self._page_size,
             device=self._device,
             capturer=capturer,
         )
         draws = None
-        if draw is not None:
+        # Where each rank has a share of the vocabulary, the ranks draw together.
+        if draw is not None and self._decoder.stage.is_last and self._decoder.parallel.tp_size == 1:
             draws = DrawGraphs(self._model, max(sizes), device=self._device, draw=draw)
 
         def capture_draw(size: int, hidden_TD: torch.Tensor) -> None:
@@ -137,23 +137,25 @@ class ForwardPass:
 
     def run(
         self,
-        ids_T: torch.Tensor,
+        inputs_T: torch.Tensor,
         positions_T: np.ndarray,
         attention: AttentionBatch,
         launching: Callable[[], None] = lambda: None,
     ) -> torch.Tensor:
-        """Final hidden states TD. `positions_T` is on the host; the result may be overwritten by
-        the next run. `launching` is called when everything is prepared."""
+        """Hidden states TD: final ones may be overwritten by the next run, those for the next stage
+        are not. `positions_T` is on the host. `launching` is called when everything is prepared."""
         size = None if self._graphs is None else self._graphs.size_for(attention)
         self._replayed_size = size
         if self._graphs is not None and size is not None:
-            self._graphs.prepare(size, ids_T, positions_T, attention)
+            self._graphs.prepare(size, inputs_T, positions_T, attention)
             launching()
-            return self._graphs.replay(size, len(ids_T))
+            hidden_TD = self._graphs.replay(size, len(inputs_T))
+            assert self._decoder is not None, "graphs of something else than a decoder"
+            return hidden_TD if self._decoder.stage.is_last else hidden_TD.clone()
         self._backend.plan(attention)
         positions = to_device(positions_T, self._device)
         launching()
-        return self._model.forward(ids_T, positions, self._backend)
+        return self._model.forward(inputs_T, positions, self._backend)
 
     def draw(self, batch: SamplingBatch) -> torch.Tensor | None:
         """Tokens of all rows of the last run, where its graph has one that draws them; else None.

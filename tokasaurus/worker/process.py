@@ -28,15 +28,15 @@ from tokasaurus.ipc.messages.to_supervisor import Progress as ProgressMessage
 from tokasaurus.ipc.messages.to_worker import ToWorker
 from tokasaurus.model.attention.backend import CausalModel
 from tokasaurus.model.kernels.loader import kernels_available
-from tokasaurus.model.parallel import ALONE, ParallelContext, PeerLostError
+from tokasaurus.model.parallel import ParallelContext, PeerLostError
 from tokasaurus.model.quantization.scheme import quantization_scheme
 from tokasaurus.model.registry import FAMILIES, load_model
 from tokasaurus.tokenization.tokenizer import Tokenizer
 from tokasaurus.worker.forward_pass import ForwardOptions
 from tokasaurus.worker.loop import WorkerLoop
 from tokasaurus.worker.rendezvous import join_replica
+from tokasaurus.worker.replica import ALONE_REPLICA, Replica
 from tokasaurus.worker.runner import ModelRunner, Progress
-from tokasaurus.worker.stage_exchange import StageLinks
 from tokasaurus.worker.torch_runner import RunnerSettings, TorchRunner
 
 _logger = logging.getLogger(__name__)
@@ -60,8 +60,10 @@ def run_worker(config: EngineConfig, addresses: Addresses, dp_rank: int, rank: i
         index = dp_rank * num_workers + rank
         place_threads(config.cpu_threads, index, config.dp_size * num_workers)
         device = choose_device(config.device, index)
-        parallel, links = join_replica(config, addresses, dp_rank, rank, device)
-        runner = build_runner(config, device, parallel, links)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # kernels of others launch on the current one
+        replica = join_replica(config, addresses, dp_rank, rank, device)
+        runner = build_runner(config, device, replica)
         times = [time.perf_counter()]
         runner.load(_phase(supervisor, name, "load"))
         times.append(time.perf_counter())
@@ -84,6 +86,7 @@ def run_worker(config: EngineConfig, addresses: Addresses, dp_rank: int, rank: i
             times[2] - times[1],
             runner.description,
         )
+        parallel = replica.parallel
         answers = parallel.is_last_stage and parallel.tp_rank == 0
         overlap = device.type != "cpu"
         WorkerLoop(runner, inbox, manager if answers else None, overlap=overlap).run()
@@ -98,8 +101,7 @@ def run_worker(config: EngineConfig, addresses: Addresses, dp_rank: int, rank: i
 def build_runner(
     config: EngineConfig,
     device: torch.device,
-    parallel: ParallelContext = ALONE,
-    links: StageLinks | None = None,
+    replica: Replica = ALONE_REPLICA,
 ) -> ModelRunner:
     """The runner that the options ask for; nothing is loaded yet."""
     num_sharing = config.dp_size * config.pp_size * config.tp_size if device.type == "cpu" else 1
@@ -111,8 +113,7 @@ def build_runner(
         page_size=config.page_size,
         kv_cache_num_tokens=config.kv_cache_num_tokens,
         kv_cache_memory_fraction=config.kv_cache_memory_fraction / num_sharing,
-        parallel=parallel,
-        stage_links=links,
+        replica=replica,
         kv_cache_dtype=config.kv_cache_dtype,
         forward=ForwardOptions(
             compile_options=(
@@ -126,7 +127,7 @@ def build_runner(
         max_seqs_per_forward=config.max_seqs_per_forward,
         load_tokenizer=partial(_load_tokenizer, config),
     )
-    return TorchRunner(settings, partial(_load, config, device, parallel))
+    return TorchRunner(settings, partial(_load, config, device, replica.parallel))
 
 
 def choose_device(device: str, worker_index: int) -> torch.device:

@@ -13,8 +13,11 @@ from torch import distributed as dist
 from tokasaurus.config.engine_config import EngineConfig
 from tokasaurus.errors import ProcessFailedError
 from tokasaurus.ipc.addresses import Addresses
-from tokasaurus.model.parallel import ALONE, ParallelContext, RankGroup
+from tokasaurus.model.divided_tokens import TokenDivision
+from tokasaurus.model.parallel import ParallelContext, RankGroup
+from tokasaurus.worker.replica import ALONE_REPLICA, Replica
 from tokasaurus.worker.stage_exchange import StageLinks
+from tokasaurus.worker.symmetric_memory import fused_products
 
 _LOOPBACK = "127.0.0.1"
 
@@ -33,14 +36,15 @@ class ReplicaRank:
 
 def join_replica(
     config: EngineConfig, addresses: Addresses, dp_rank: int, rank: int, device: torch.device
-) -> tuple[ParallelContext, StageLinks | None]:
+) -> Replica:
     """Wait for the other workers of the replica; at once for one that is alone.
 
-    Raises ProcessFailedError when they don't come within `ready_timeout_seconds`.
+    Raises ProcessFailedError when they don't come within `ready_timeout_seconds`, and ConfigError
+    where the device can't do what the options ask.
     """
     pp_size, tp_size = config.pp_size, config.tp_size
     if pp_size * tp_size == 1:
-        return ALONE, None
+        return ALONE_REPLICA
     place = ReplicaRank.of(rank, config)
     timeout = timedelta(seconds=config.ready_timeout_seconds)
     store = dist.FileStore(addresses.rendezvous(dp_rank), pp_size * tp_size)
@@ -63,8 +67,13 @@ def join_replica(
             f"The workers of replica {dp_rank} did not find each other within "
             f"{config.ready_timeout_seconds:g} seconds: {error}"
         ) from error
+    division = None
+    if config.async_tp_threshold is not None:
+        name = f"tp{place.pp_rank}"
+        products = fused_products(tp, dist.PrefixStore(f"memory-{name}", store), name, device)
+        division = TokenDivision(threshold=config.async_tp_threshold, group=tp, products=products)
     context = ParallelContext(tp=tp, replica=replica, pp_rank=place.pp_rank, pp_size=pp_size)
-    return context, links
+    return Replica(parallel=context, links=links, division=division)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,6 @@ from tokasaurus.model.decoder import Decoder
 from tokasaurus.model.device_copy import to_device
 from tokasaurus.model.kernels.install import with_cpu_kernels
 from tokasaurus.model.kernels.sampling import KernelOperations
-from tokasaurus.model.parallel import ALONE, ParallelContext
 from tokasaurus.model.quantization.scheme import NO_QUANTIZATION, QuantizationScheme
 from tokasaurus.model.sampling.operations import TORCH_OPERATIONS, SamplingOperations
 from tokasaurus.tokenization.tokenizer import Tokenizer
@@ -35,9 +34,10 @@ from tokasaurus.worker.memory import (
     naming_what_to_lower,
 )
 from tokasaurus.worker.micro_batches import MicroBatch, MicroBatcher
+from tokasaurus.worker.replica import ALONE_REPLICA, Replica
 from tokasaurus.worker.runner import Progress
 from tokasaurus.worker.slot_table import SlotTable
-from tokasaurus.worker.stage_exchange import StageExchange, StageLinks
+from tokasaurus.worker.stage_exchange import StageExchange
 from tokasaurus.worker.step_handle import StepResult, TorchStepHandle
 from tokasaurus.worker.step_sampler import StepSampler
 from tokasaurus.worker.warmup import num_warm_up_blocks, warm_up_steps
@@ -65,9 +65,7 @@ class RunnerSettings:
     forward: ForwardOptions = field(default_factory=ForwardOptions)
     max_tokens_per_forward: int = 2048
     max_seqs_per_forward: int = 1024
-    parallel: ParallelContext = ALONE
-    stage_links: StageLinks | None = None
-    """To the other stages of the pipeline, if there are any."""
+    replica: Replica = ALONE_REPLICA
     load_tokenizer: Callable[[], Tokenizer] | None = None
     """For grammars, which need the texts of tokens; called when the first one comes."""
 
@@ -94,7 +92,7 @@ class TorchRunner:
         return RunnerCapabilities(
             mixed_batches=True,
             hydragen=self._backend.supports_hydragen,
-            async_steps=self._device.type != "cpu" or self._settings.parallel.pp_size > 1,
+            async_steps=self._device.type != "cpu" or self._settings.replica.parallel.pp_size > 1,
         )
 
     @property
@@ -116,7 +114,7 @@ class TorchRunner:
     @property
     def description(self) -> str:
         dtype = str(self._model.dtype).removeprefix("torch.")
-        parallel, parts = self._settings.parallel, ""
+        parallel, parts = self._settings.replica.parallel, ""
         if not parallel.is_alone:
             parts = f", pp_size {parallel.pp_size}, tp_size {parallel.tp_size}"
         if not self._settings.quantization.is_plain:
@@ -129,10 +127,14 @@ class TorchRunner:
         settings.quantization.check_place(self._device.type, settings.cpu_kernels)
         with naming_what_to_lower("loading the weights", self._device, _FOR_WEIGHTS):
             self._model = self._load_model(progress)
-        if self._settings.stage_links is not None:
+        replica = settings.replica
+        if replica.division is not None:
+            assert isinstance(self._model, Decoder), "only decoders are divided among ranks"
+            self._model.divide_tokens(replica.division)
+        if replica.links is not None:
             assert isinstance(self._model, Decoder), "only decoders are divided into stages"
             self._exchange = StageExchange(
-                self._settings.stage_links,
+                replica.links,
                 self._model.hidden_size,
                 self._model.dtype,
                 self._device,
@@ -199,7 +201,7 @@ class TorchRunner:
             self._device.type,
         )
         fewest = torch.tensor([self._num_blocks], device=self._device)
-        self._num_blocks = int(settings.parallel.replica.all_reduce_min(fewest).item())
+        self._num_blocks = int(settings.replica.parallel.replica.all_reduce_min(fewest).item())
         with naming_what_to_lower("allocating the KV cache", self._device, _FOR_CACHE):
             self._backend.allocate(self._num_blocks)
         with naming_what_to_lower("capturing graphs", self._device, _FOR_GRAPHS):
@@ -225,7 +227,7 @@ class TorchRunner:
         self._sampler = StepSampler(
             model, self._device, self._load_grammar_tokens, self._sampling_operations()
         )
-        self._micro_batcher = MicroBatcher(self._settings.parallel.pp_size)
+        self._micro_batcher = MicroBatcher(self._settings.replica.parallel.pp_size)
         self._clock = DeviceClock()
         if self._exchange is not None:
             self._exchange.finish()
@@ -249,7 +251,7 @@ class TorchRunner:
     def _run(self, micro_batch: MicroBatch) -> StepResult:
         step = micro_batch.step
         batch = self._builder.build(step)
-        parallel, exchange = self._settings.parallel, self._exchange
+        parallel, exchange = self._settings.replica.parallel, self._exchange
         if parallel.is_last_stage:
             self._sampler.apply(step)
         self._grow_last_tokens()
@@ -278,7 +280,7 @@ class TorchRunner:
     def _inputs(self, batch: DeviceBatch, prefill_ids: torch.Tensor) -> torch.Tensor:
         """Token ids, or what the stage before made of them."""
         if self._exchange is not None:
-            if not self._settings.parallel.is_first_stage:
+            if not self._settings.replica.parallel.is_first_stage:
                 return self._exchange.receive_hidden(len(batch.positions))
             for slots, token_ids in self._exchange.receive_tokens(batch.decode_slots):
                 self._last_tokens[self._to_device(slots)] = token_ids

@@ -52,6 +52,7 @@ def test_key_value_arguments() -> None:
         ("page_size=0", "at least 1"),
         ("kv_cache_memory_fraction=1.5", "at most 1"),
         ("ready_timeout_seconds=0", "above 0"),
+        ("step_timeout_seconds=0", "above 0"),
         ("tp_size=0", "tp_size must be at least 1"),
         ("pp_size=0", "pp_size must be at least 1"),
         ("model=", "must not be empty"),
@@ -153,6 +154,17 @@ def test_config_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_compiled_models_run_on_one_worker() -> None:
-    with pytest.raises(ConfigError, match="pp_size=1 and tp_size=2 is not covered"):
-        EngineConfig.from_args(["torch_compile=T", "cpu_kernels=F", "tp_size=2"])
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["async_tp_threshold=512"], "no effect without tp_size"),
+        (["async_tp_threshold=512", "tp_size=2", "device=cpu"], "needs GPUs"),
+        (["async_tp_threshold=512", "tp_size=2", "torch_compile=T"], "can't be combined"),
+        (["async_tp_threshold=256", "tp_size=2"], "above cudagraph_max_size"),
+        (["async_tp_threshold=0", "tp_size=2"], "at least 1"),
+    ],
+)
+def test_async_tp_is_refused_where_it_can_not_be(options: list[str], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        EngineConfig.from_args(options)
+    EngineConfig.from_args(["async_tp_threshold=512", "tp_size=2", "pp_size=2"])

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from tokasaurus.model.config import TensorSpec
+from tokasaurus.model.divided_tokens import DividedTokens
 from tokasaurus.model.layers.linear import Linear
 from tokasaurus.model.layers.loading import LoadableLayer
 from tokasaurus.model.layers.sharding import VocabularyShare
@@ -35,13 +36,15 @@ class Embedding(LoadableLayer):
         """From now on `rows(ids_T)` gives the vectors, and the weight is not read any more."""
         self._rows = rows
 
-    def forward(self, ids_T: torch.Tensor) -> torch.Tensor:
+    def forward(self, ids_T: torch.Tensor, divided: DividedTokens | None = None) -> torch.Tensor:
+        """Of all tokens, or with `divided` of this rank's."""
         if self._parallel.tp_size == 1:
             return self._look_up(ids_T)
         ids_T = ids_T - self.share.start
         is_elsewhere_T = (ids_T < 0) | (ids_T >= self.share.num_tokens)
         x_TD = self._look_up(ids_T.masked_fill(is_elsewhere_T, 0))
-        return self._parallel.all_reduce(x_TD.masked_fill_(is_elsewhere_T.unsqueeze(1), 0))
+        x_TD.masked_fill_(is_elsewhere_T.unsqueeze(1), 0)
+        return self._parallel.all_reduce(x_TD) if divided is None else divided.sum(x_TD)
 
     def _look_up(self, ids_T: torch.Tensor) -> torch.Tensor:
         if self._rows is not None:

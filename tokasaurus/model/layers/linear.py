@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from tokasaurus.model.config import TensorSpec
+from tokasaurus.model.divided_tokens import DividedTokens
 from tokasaurus.model.layers.loading import LoadableLayer
 from tokasaurus.model.layers.sharding import HeadShare, share_of
 from tokasaurus.model.weights.tensors import CheckpointTensor
@@ -79,17 +80,33 @@ class ColumnLinear(Linear):
         assert part == "", f"{type(self).__name__} has no part {part}"
         return RowCopies(self.whole_size, [(slice(None), slice(self.share.start, self.share.stop))])
 
+    def forward(self, x: torch.Tensor, divided: DividedTokens | None = None) -> torch.Tensor:
+        """Of all tokens, also where each rank has some of them."""
+        if divided is None:
+            return super().forward(x)
+        y = divided.column_product(x, self.weight)
+        return y if self.bias is None else y + self.bias
+
 
 class RowLinear(Linear):
-    """This rank's range of the input features; the result is the sum over the ranks."""
+    """This rank's range of the input features; the result is the sum over the ranks, or with
+    `is_partial` what this rank adds to it."""
 
     def __init__(
-        self, in_features: int, out_features: int, tensors: TensorSpec, *, bias: bool
+        self,
+        in_features: int,
+        out_features: int,
+        tensors: TensorSpec,
+        *,
+        bias: bool,
+        is_partial: bool = False,
     ) -> None:
+        assert not (bias and is_partial), "a bias would be added on every rank"
         self.whole_size = in_features
         self.share = share_of(in_features, tensors.parallel)
         super().__init__(len(self.share), out_features, tensors, bias=bias)
         self._parallel = tensors.parallel
+        self._is_partial = is_partial
 
     def load(self, part: str, parameter: str, source: CheckpointTensor) -> None:
         target = self.parameter(parameter)
@@ -105,11 +122,15 @@ class RowLinear(Linear):
         else:  # the bias is added once, to the sum
             self._kernel = pack(self.weight, None)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self._parallel.tp_size == 1:
+    def forward(self, x: torch.Tensor, divided: DividedTokens | None = None) -> torch.Tensor:
+        """Of all tokens, or with `divided` of this rank's."""
+        if self._parallel.tp_size == 1 or self._is_partial:
             return super().forward(x)
-        y = F.linear(x, self.weight) if self._kernel is None else self._kernel(x)
-        y = self._parallel.all_reduce(y)
+        if divided is not None:
+            y = divided.row_product(x, self.weight)
+        else:
+            y = F.linear(x, self.weight) if self._kernel is None else self._kernel(x)
+            y = self._parallel.all_reduce(y)
         return y if self.bias is None else y + self.bias
 
 
@@ -165,10 +186,10 @@ class QKVLinear(ColumnLinear):
         return slice(first, first + num_heads * self.head_dim)
 
     def forward(  # type: ignore[override]
-        self, x: torch.Tensor
+        self, x: torch.Tensor, divided: DividedTokens | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """q TNH, k TKH, v TKH: views of one product."""
-        q, k, v = super().forward(x).split(self.sizes, dim=-1)
+        q, k, v = super().forward(x, divided).split(self.sizes, dim=-1)
         kv_shape = (-1, self.num_kv_heads, self.head_dim)
         return q.view(-1, self.num_heads, self.head_dim), k.view(kv_shape), v.view(kv_shape)
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from tokasaurus.errors import ConfigError
 from tokasaurus.model.config import DecoderSpec, TensorSpec
+from tokasaurus.model.divided_tokens import DividedTokens
 from tokasaurus.model.layers.activation import ACTIVATIONS
 from tokasaurus.model.layers.grouped_linear import GroupedLinear
 from tokasaurus.model.layers.linear import Linear
@@ -128,7 +129,8 @@ class MixtureOfExperts(nn.Module):
     """Routed experts, and beside them perhaps a shared one that sees every token."""
 
     def __init__(self, spec: DecoderSpec, tensors: TensorSpec, shared: nn.Module | None) -> None:
-        """`shared`: the MLP behind a sigmoid gate, where the spec has one."""
+        """`shared`: the MLP behind a sigmoid gate, where the spec has one; it leaves the sum over
+        the ranks to this layer, which needs one for all its experts."""
         super().__init__()
         assert spec.moe is not None, "the spec has no experts"
         self.spec = spec.moe
@@ -141,7 +143,10 @@ class MixtureOfExperts(nn.Module):
             self.shared = shared
             self.shared_gate = Linear(spec.hidden_size, 1, tensors, bias=False)
 
-    def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
+    def forward(self, x_TD: torch.Tensor, divided: DividedTokens | None = None) -> torch.Tensor:
+        """Of all tokens; with `divided`, from and to this rank's."""
+        if divided is not None:
+            x_TD = divided.whole(x_TD)
         weights_TK, experts_TK = choose_experts(
             self.router(x_TD),
             self.spec.num_experts_per_token,
@@ -149,7 +154,7 @@ class MixtureOfExperts(nn.Module):
         )
         dispatch = Dispatch.by_expert(experts_TK, self.held, self.spec.num_experts)
         y_RD = self.experts(x_TD[dispatch.tokens_R], dispatch.ends_E)
-        total_TD = self._parallel.all_reduce(dispatch.combine(y_RD, weights_TK))
+        mine_TD = dispatch.combine(y_RD, weights_TK)
         if self.has_shared:
-            total_TD = total_TD + torch.sigmoid(self.shared_gate(x_TD)) * self.shared(x_TD)
-        return total_TD
+            mine_TD = mine_TD + torch.sigmoid(self.shared_gate(x_TD)) * self.shared(x_TD)
+        return self._parallel.all_reduce(mine_TD) if divided is None else divided.sum(mine_TD)

@@ -47,9 +47,10 @@ class BlockAllocator:
     def allocate(self, num_blocks: int) -> np.ndarray:
         """Return int32[num_blocks] private blocks, referenced once; they must be available."""
         assert num_blocks <= self.num_available, f"{num_blocks} of {self.num_available} blocks"
-        for _ in range(num_blocks - self._num_free):
-            self._push_free(self.tree.evict())
-            self._num_cached -= 1
+        if num_blocks > self._num_free:
+            evicted = self.tree.evict(num_blocks - self._num_free)
+            self._num_cached -= evicted.size
+            self._push_free(evicted)
         self._num_free -= num_blocks
         blocks = self._free[self._num_free : self._num_free + num_blocks].copy()
         self.ref_counts[blocks] = 1
@@ -66,8 +67,7 @@ class BlockAllocator:
         """Free private blocks that nothing was done with."""
         if blocks.size:
             self.ref_counts[blocks] = 0
-            self._free[self._num_free : self._num_free + blocks.size] = blocks
-            self._num_free += blocks.size
+            self._push_free(blocks)
 
     def acquire(self, path: np.ndarray, num_holders: int = 1) -> None:
         """Reference a path of the tree from a root, or the rest of one that is referenced."""
@@ -77,7 +77,7 @@ class BlockAllocator:
 
     def share(
         self, parent: int | str, token_bytes: bytes, blocks: np.ndarray, *, are_computed: bool
-    ) -> list[int]:
+    ) -> np.ndarray:
         """Insert full blocks of one table below `parent`; return the path that now holds them.
 
         Where the tree has the same content already, its own node stands in the path and ours stays
@@ -86,57 +86,56 @@ class BlockAllocator:
         """
         may_follow = self.is_scheduled if are_computed else self._follow_none
         path = self.tree.graft(parent, token_bytes, blocks, may_follow)
-        if are_computed and path:
+        if are_computed:
             self.is_scheduled[path] = True
         return path
 
-    def release(self, blocks: np.ndarray, path: np.ndarray | list[int]) -> None:
+    def release(self, blocks: np.ndarray, path: np.ndarray) -> None:
         """Drop one table's references; `path` are the tree nodes that hold its content.
 
         Nodes that were never scheduled and that nobody else waits for leave the tree.
         """
-        self.ref_counts[blocks] -= 1
-        unreferenced = blocks[self.ref_counts[blocks] == 0]
-        is_kept = self.tree.is_node[unreferenced] & self.is_scheduled[unreferenced]
+        ref_counts = self.ref_counts[blocks] - 1
+        self.ref_counts[blocks] = ref_counts
+        unreferenced = blocks[ref_counts == 0]
+        is_node = self.tree.is_node(unreferenced)
+        is_kept = is_node & self.is_scheduled[unreferenced]
         self._num_cached += int(np.count_nonzero(is_kept))
         self.tree.touch(path)
-        dropped = unreferenced[~is_kept]
-        for block in dropped[self.tree.is_node[dropped]][::-1].tolist():
-            self.tree.remove(block)
-        self._free[self._num_free : self._num_free + dropped.size] = dropped[::-1]
-        self._num_free += dropped.size
-        if len(path) and self.tree.is_node[path[-1]]:
-            self.tree.offer(int(path[-1]))
+        self.tree.prune(unreferenced[is_node & ~is_kept])
+        self._push_free(unreferenced[~is_kept][::-1])
+        if path.size and self.tree.is_node(path[-1]):
+            self.tree.offer(path.item(-1))
 
-    def discard(self, path: list[int]) -> None:
+    def discard(self, path: np.ndarray) -> None:
         """Forget what is cached at the end of `path` and nobody references."""
-        for block in reversed(path):
-            if not self.tree.is_node[block]:
-                continue
+        for block in path[self.tree.is_node(path)][::-1].tolist():
             if self.ref_counts[block] or not self.tree.is_leaf(block):
                 return
-            self.tree.remove(block)
-            self._push_free(block)
+            gone = np.array([block], np.int32)
+            self.tree.prune(gone)
+            self._push_free(gone)
             self._num_cached -= 1
 
-    def _push_free(self, block: int) -> None:
-        self._free[self._num_free] = block
-        self._num_free += 1
+    def _push_free(self, blocks: np.ndarray) -> None:
+        self._free[self._num_free : self._num_free + blocks.size] = blocks
+        self._num_free += blocks.size
 
     def check_invariants(self) -> None:
         self.tree.check_invariants()
+        is_node = self.tree.is_node(np.arange(self.num_blocks))
         free = self._free[: self._num_free]
         assert np.unique(free).size == free.size, "a block is free twice"
         assert not self.ref_counts[free].any(), "a free block is referenced"
-        assert not self.tree.is_node[free].any(), "a free block is in the tree"
+        assert not is_node[free].any(), "a free block is in the tree"
         assert (self.ref_counts >= 0).all()
-        cached = self.tree.is_node & (self.ref_counts == 0)
+        cached = is_node & (self.ref_counts == 0)
         assert int(np.count_nonzero(cached)) == self._num_cached
         assert self.is_scheduled[cached].all(), "an unreferenced node was never computed"
-        is_private = ~self.tree.is_node & (self.ref_counts > 0)
+        is_private = ~is_node & (self.ref_counts > 0)
         assert (self.ref_counts[is_private] == 1).all(), "a private block is shared"
         num_used = int(np.count_nonzero(self.ref_counts > 0))
         assert self._num_free + self._num_cached + num_used == self.num_blocks, "a block is lost"
-        for block in np.flatnonzero(self.tree.is_node & self.is_scheduled).tolist():
-            parent = self.tree.parent(block)
-            assert isinstance(parent, str) or self.is_scheduled[parent]
+        for _, path in self.tree.paths():
+            is_scheduled = self.is_scheduled[path]
+            assert (is_scheduled[1:] <= is_scheduled[:-1]).all(), f"{path} is computed below only"

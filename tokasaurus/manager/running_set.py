@@ -11,12 +11,11 @@ from typing import NamedTuple
 import numpy as np
 
 from tokasaurus.manager.block_allocator import BlockAllocator
-from tokasaurus.manager.prefix_tree import Key
+from tokasaurus.manager.prefix_tree import NO_BLOCKS, Run
 from tokasaurus.manager.sequence import Sequence, SequenceState
 from tokasaurus.manager.slot_table import SlotTable
 
 _NO_SLOTS = np.empty(0, np.intp)
-_NO_BLOCKS = np.empty(0, np.int32)
 _KEY_TYPE = np.dtype("<i4")
 
 
@@ -31,17 +30,17 @@ class PrefixMatch(NamedTuple):
     """Blocks it takes off the available ones now, cached nodes that it would reference included."""
     num_final_blocks: int
     """The same when it ends by length."""
-    last_key: Key | None
-    """Of the path's last node: the path is valid as long as the tree has the same object there."""
+    end: tuple[Run, int] | None
+    """Where the path's last node is: the path is valid as long as that run is so long."""
 
 
 def _path_id(match: PrefixMatch) -> int:
     return id(match.path)
 
 
-def _end(match: PrefixMatch) -> int | str:
+def _last_node(match: PrefixMatch) -> int | str:
     """The node below which its other blocks belong, or the salt."""
-    return int(match.path[-1]) if match.path.size else match.sequence.request.cache_salt
+    return match.path.item(-1) if match.path.size else match.sequence.request.cache_salt
 
 
 class RunningSet:
@@ -79,7 +78,7 @@ class RunningSet:
 
     def match(self, sequence: Sequence) -> PrefixMatch:
         """Look up the cached prefix; at least one token is left to compute."""
-        path = _NO_BLOCKS
+        path = NO_BLOCKS
         token_bytes = b""
         tree = self.blocks.tree
         if sequence.is_cacheable:
@@ -94,8 +93,7 @@ class RunningSet:
                 path, token_bytes = twin.path, twin.token_bytes
             else:
                 max_matched = (sequence.token_ids.size - 1) // self.page_size
-                found = tree.match(sequence.request.cache_salt, token_bytes, max_matched)
-                path = np.array(found, np.int32)
+                path = tree.match(sequence.request.cache_salt, token_bytes, max_matched)
         num_shared = path.size - self.blocks.num_cached_along(path)
         match = PrefixMatch(
             sequence=sequence,
@@ -103,7 +101,7 @@ class RunningSet:
             token_bytes=token_bytes,
             num_new_blocks=sequence.num_initial_blocks(self.page_size) - num_shared,
             num_final_blocks=sequence.max_num_blocks(self.page_size) - num_shared,
-            last_key=tree.key(int(path[-1])) if path.size else None,
+            end=tree.place(path.item(-1)) if path.size else None,
         )
         if sequence.is_cacheable:
             self._last_match = match
@@ -111,12 +109,12 @@ class RunningSet:
 
     def _is_current(self, match: PrefixMatch) -> bool:
         """Whether the path is in the tree, and can't be longer."""
-        tree, path = self.blocks.tree, match.path
-        if path.size and tree.key(int(path[-1])) is not match.last_key:
+        num_blocks = match.path.size
+        if match.end is not None and match.end[0].blocks.size <= match.end[1]:
             return False
-        if path.size == (match.sequence.token_ids.size - 1) // self.page_size:
+        if num_blocks == (match.sequence.token_ids.size - 1) // self.page_size:
             return True
-        return not tree.has_child(_end(match), match.token_bytes, path.size)
+        return not self.blocks.tree.has_child(_last_node(match), match.token_bytes, num_blocks)
 
     def onboard(self, matches: list[PrefixMatch]) -> None:
         """Seat these sequences at the end of the prefill line.
@@ -132,28 +130,40 @@ class RunningSet:
         fresh = blocks.allocate(sum(nums_blocks) - sum(match.path.size for match in matches))
         num_used = 0
         last = None
+        tables, nums_tree_blocks = [], []
         for match, num_blocks in zip(matches, nums_blocks, strict=True):
-            sequence = match.sequence
             # Those before it may have inserted blocks that it shares.
             if match.token_bytes and not self._is_current(match):
                 num_acquired = match.path.size
-                match = self.match(sequence)
+                match = self.match(match.sequence)
                 blocks.acquire(match.path[num_acquired:])
-            num_matched = match.path.size
-            new_blocks = fresh[num_used : num_used + num_blocks - num_matched]
+            path = match.path
+            new_blocks = fresh[num_used : num_used + num_blocks - path.size]
             num_used += new_blocks.size
-            sequence.num_matched_blocks = num_tree_blocks = num_matched
+            num_tree_blocks = path.size
             # A twin's own blocks are in the tree already.
-            if last is None or match.path is not last.path or not match.token_bytes:
+            if last is None or match.token_bytes is not last.token_bytes or not match.token_bytes:
                 num_tree_blocks += self._share_prompt(match, new_blocks)
             last = match
-            slot = self.slots.seat(sequence, match.path, new_blocks)
-            self.slots.num_tree_blocks[slot] = num_tree_blocks
+            tables.append(np.concatenate([path, new_blocks]) if path.size else new_blocks)
+            nums_tree_blocks.append(num_tree_blocks)
+            match.sequence.num_matched_blocks = path.size
+        blocks.give_back(fresh[num_used:])
+        self._seat([match.sequence for match in matches], tables, nums_tree_blocks)
+
+    def _seat(
+        self, sequences: list[Sequence], tables: list[np.ndarray], nums_tree_blocks: list[int]
+    ) -> None:
+        """Put sequences that have their blocks at the end of the prefill line."""
+        seats = self.slots.seat(sequences, tables)
+        self.slots.num_tree_blocks[seats] = nums_tree_blocks
+        for sequence in sequences:
             sequence.state = SequenceState.PREFILLING
             sequence.has_started = False
-            self.prefilling[slot] = sequence
-            self.num_reserved_blocks += sequence.max_num_blocks(self.page_size) - num_blocks
-        blocks.give_back(fresh[num_used:])
+            self.prefilling[sequence.slot] = sequence
+        self.num_reserved_blocks += int(
+            (self.slots.max_num_blocks[seats] - self.slots.num_blocks[seats]).sum()
+        )
 
     def _share_prompt(self, match: PrefixMatch, new_blocks: np.ndarray) -> int:
         """Insert its new blocks that its known tokens fill into the tree; how many it now holds."""
@@ -162,7 +172,8 @@ class RunningSet:
         if not match.token_bytes or not own_blocks.size:
             return 0
         own_bytes = match.token_bytes[_KEY_TYPE.itemsize * self.page_size * match.path.size :]
-        return len(self.blocks.share(_end(match), own_bytes, own_blocks, are_computed=False))
+        last_node = _last_node(match)
+        return self.blocks.share(last_node, own_bytes, own_blocks, are_computed=False).size
 
     def num_computed(self, sequence: Sequence) -> int:
         """Tokens of a prefill that are computed, or were in the tree when it was onboarded."""
@@ -239,9 +250,9 @@ class RunningSet:
         self.stop_decoding(sequence)
         self.prefilling.pop(slot, None)
         table = self.slots.blocks(slot)
-        path: list[int] = table[: self.slots.num_tree_blocks[slot]].tolist()
+        path = table[: self.slots.num_tree_blocks[slot]]
         if is_sound:
-            path += self._share_computed(sequence, table)
+            path = np.concatenate([path, self._share_computed(sequence, table)])
         self.num_reserved_blocks -= int(self.slots.max_num_blocks[slot]) - table.size
         self.blocks.release(table, path)
         if not is_sound:
@@ -252,13 +263,13 @@ class RunningSet:
         self.slots.unseat(slot)
         self.num_releases += 1
 
-    def _share_computed(self, sequence: Sequence, table: np.ndarray) -> list[int]:
+    def _share_computed(self, sequence: Sequence, table: np.ndarray) -> np.ndarray:
         """Insert its private full blocks whose tokens are known and computed into the tree."""
         slot, first = sequence.slot, int(self.slots.num_tree_blocks[sequence.slot])
         num_computed = min(self.slots.num_known[slot], self.slots.num_scheduled[slot])
         last = int(num_computed) // self.page_size
         if last <= first:
-            return []
+            return NO_BLOCKS
         token_ids = self.slots.known_tokens(slot)[first * self.page_size : last * self.page_size]
         return self.blocks.share(
             int(table[first - 1]) if first else sequence.request.cache_salt,
@@ -281,8 +292,8 @@ class RunningSet:
             ref_counts[table] += 1
             num_reserved += int(slots.max_num_blocks[sequence.slot]) - table.size
             num_tree_blocks = slots.num_tree_blocks[sequence.slot]
-            assert self.blocks.tree.is_node[table[:num_tree_blocks]].all()
-            assert not self.blocks.tree.is_node[table[num_tree_blocks:]].any()
+            assert self.blocks.tree.is_node(table[:num_tree_blocks]).all()
+            assert not self.blocks.tree.is_node(table[num_tree_blocks:]).any()
             is_prefilling = sequence.state is SequenceState.PREFILLING
             assert is_prefilling == (sequence.slot in self.prefilling)
         assert (ref_counts == self.blocks.ref_counts).all(), "reference counts are off"

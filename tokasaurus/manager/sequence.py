@@ -4,8 +4,9 @@ What changes with every token of a running sequence lives in the `SlotTable`.
 """
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+from typing import TypeVar
 
 import numpy as np
 
@@ -15,6 +16,7 @@ SERVER_INDEX_SHIFT = 48
 """The index of a request's server stands in the bits of its id from here up."""
 
 _GOLDEN_RATIO = (5**0.5 - 1) / 2
+_Count = TypeVar("_Count", int, np.ndarray)
 
 
 class SequenceState(Enum):
@@ -55,6 +57,21 @@ class Sequence:
     num_preemptions: int = 0
     num_scored_tokens: int = 1
     """Prompt tokens whose log-probabilities are sent or, like the first one's, don't exist."""
+    num_prompt_tokens: int = field(init=False)
+    max_num_tokens: int = field(init=False)
+    """Prompt and outputs when it ends by length."""
+    quantile: float = field(init=False)
+    """In (0, 1), and spread evenly over any sequences that came one after the other."""
+    is_cacheable: bool = field(init=False)
+    """Prompt log-probabilities and means need every prompt token computed."""
+
+    def __post_init__(self) -> None:
+        request = self.request
+        self.num_prompt_tokens = request.prompt_ids.size
+        self.max_num_tokens = self.num_prompt_tokens + request.max_tokens
+        self.quantile = (self.arrival * _GOLDEN_RATIO + 0.5) % 1.0
+        scores_prompt = request.sampling.num_prompt_logprobs >= 0
+        self.is_cacheable = not scores_prompt and request.pooling != "mean"
 
     @classmethod
     def from_request(
@@ -75,32 +92,18 @@ class Sequence:
         )
 
     @property
-    def quantile(self) -> float:
-        """In (0, 1), and spread evenly over any sequences that came one after the other."""
-        return (self.arrival * _GOLDEN_RATIO + 0.5) % 1.0
-
-    @property
     def request_id(self) -> int:
         return self.request.request_id
 
-    @property
-    def num_prompt_tokens(self) -> int:
-        return self.request.prompt_ids.size
-
-    @property
-    def max_num_tokens(self) -> int:
-        """Prompt and outputs when it ends by length."""
-        return self.num_prompt_tokens + self.request.max_tokens
-
-    @property
-    def is_cacheable(self) -> bool:
-        """Prompt log-probabilities and means need every prompt token computed."""
-        return self.request.sampling.num_prompt_logprobs < 0 and self.request.pooling != "mean"
-
     def max_num_blocks(self, page_size: int) -> int:
-        """Blocks when it ends by length; the last token drawn is never written."""
-        return -(-(self.max_num_tokens - 1) // page_size)
+        """Blocks when it ends by length."""
+        return max_num_blocks(self.max_num_tokens, page_size)
 
     def num_initial_blocks(self, page_size: int) -> int:
         """Blocks for the tokens that it prefills."""
         return -(-self.token_ids.size // page_size)
+
+
+def max_num_blocks(max_num_tokens: _Count, page_size: int) -> _Count:
+    """Blocks of a sequence that ends by length: the last token drawn is never written."""
+    return -(-(max_num_tokens - 1) // page_size)

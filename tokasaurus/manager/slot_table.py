@@ -9,7 +9,7 @@ Token ids of outputs are kept per KV block, so that they are found and freed wit
 
 import numpy as np
 
-from tokasaurus.manager.sequence import Sequence
+from tokasaurus.manager.sequence import Sequence, max_num_blocks
 
 
 class SlotTable:
@@ -51,29 +51,35 @@ class SlotTable:
     def num_free_slots(self) -> int:
         return len(self._free_slots)
 
-    def seat(self, sequence: Sequence, path: np.ndarray, new_blocks: np.ndarray) -> int:
-        """Give `sequence` a slot and its first blocks: `path`, then `new_blocks`."""
-        slot = self._free_slots.pop()
-        sequence.slot = slot
-        self.sequences[slot] = sequence
-        self.request_ids[slot] = sequence.request_id
-        self.is_decoding[slot] = False
-        self.num_known[slot] = self.num_drawn[slot] = sequence.token_ids.size
-        self.num_scheduled[slot] = 0
-        self.max_num_tokens[slot] = sequence.max_num_tokens
-        self.max_num_blocks[slot] = sequence.max_num_blocks(self.page_size)
-        self.num_prompt_tokens[slot] = sequence.num_prompt_tokens
-        self.quantiles[slot] = sequence.quantile
-        self.kinds[slot] = sequence.kind
-        self.prompt_keys[slot] = sequence.prompt_key
-        self.num_logprobs[slot] = sequence.request.sampling.num_top_logprobs
-        num_blocks = path.size + new_blocks.size
-        row = self.block_table[slot]
-        row[: path.size] = path
-        row[path.size : num_blocks] = new_blocks
-        self.num_blocks[slot] = num_blocks
-        self.capacity[slot] = num_blocks * self.page_size
-        return slot
+    def seat(self, sequences: list[Sequence], tables: list[np.ndarray]) -> np.ndarray:
+        """Give each of `sequences` a slot and its first blocks; the slots, intp[N]."""
+        taken = self._free_slots[-len(sequences) :][::-1]
+        del self._free_slots[-len(sequences) :]
+        for slot, sequence in zip(taken, sequences, strict=True):
+            sequence.slot = slot
+            self.sequences[slot] = sequence
+        slots = np.array(taken, np.intp)
+        requests = [sequence.request for sequence in sequences]
+        self.request_ids[slots] = [request.request_id for request in requests]
+        self.num_logprobs[slots] = [request.sampling.num_top_logprobs for request in requests]
+        num_tokens = [sequence.token_ids.size for sequence in sequences]
+        self.num_known[slots] = self.num_drawn[slots] = num_tokens
+        self.num_scheduled[slots] = 0
+        self.is_decoding[slots] = False
+        max_num_tokens = np.array([sequence.max_num_tokens for sequence in sequences])
+        self.max_num_tokens[slots] = max_num_tokens
+        self.max_num_blocks[slots] = max_num_blocks(max_num_tokens, self.page_size)
+        self.num_prompt_tokens[slots] = [sequence.num_prompt_tokens for sequence in sequences]
+        self.quantiles[slots] = [sequence.quantile for sequence in sequences]
+        self.kinds[slots] = [sequence.kind for sequence in sequences]
+        self.prompt_keys[slots] = [sequence.prompt_key for sequence in sequences]
+        num_blocks = np.array([table.size for table in tables])
+        self.num_blocks[slots] = num_blocks
+        self.capacity[slots] = num_blocks * self.page_size
+        ends = np.cumsum(num_blocks)
+        columns = np.arange(ends[-1]) - np.repeat(ends - num_blocks, num_blocks)
+        self.block_table[np.repeat(slots, num_blocks), columns] = np.concatenate(tables)
+        return slots
 
     def unseat(self, slot: int) -> None:
         """Give the slot back; its block table is no longer valid."""

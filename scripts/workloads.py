@@ -1,45 +1,41 @@
 """The offline workloads that engines are compared on: token ids in, greedy, EOS ignored.
 
-Everything is submitted at once. Each function takes the run's number (so that runs don't hit each
-other's cached prefixes) and returns (prompts, num_output_tokens).
+Everything is submitted at once. Each run has prompts of its own, so that runs don't hit each
+other's cached prefixes.
 """
 
 import random
-from collections.abc import Callable
-
-Workload = tuple[list[list[int]], int]
+from dataclasses import dataclass
 
 
-def _random_ids(length: int, seed: int) -> list[int]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """Sequences of one size."""
+
+    num_seqs: int
+    num_shared: int = 0
+    """Tokens that all prompts of a run begin with."""
+    num_own: int
+    """Tokens of a prompt after the shared ones."""
+    num_output_tokens: int
+
+    def prompts(self, run: int) -> list[list[int]]:
+        shared = _random_ids(self.num_shared, f"{run} shared")
+        return [shared + _random_ids(self.num_own, f"{run} {i}") for i in range(self.num_seqs)]
+
+
+def _random_ids(length: int, seed: str) -> list[int]:
     rng = random.Random(seed)
     return [rng.randrange(300, 46000) for _ in range(length)]
 
 
-def w1_throughput(run: int) -> Workload:
-    """64 prompts of 128 tokens, 128 output tokens each."""
-    return [_random_ids(128, run * 1000 + i) for i in range(64)], 128
-
-
-def w2_single_stream(run: int) -> Workload:
-    """One prompt of 128 tokens, 128 output tokens."""
-    return [_random_ids(128, 500_000 + run)], 128
-
-
-def w3_shared_prefix(run: int) -> Workload:
-    """64 prompts share 1024 tokens and have 16 of their own, 32 output tokens each; the prefix is
-    new in every run."""
-    prefix = _random_ids(1024, 700_000 + run)
-    return [prefix + _random_ids(16, 800_000 + run * 1000 + i) for i in range(64)], 32
-
-
-def w4_long_prefill(run: int) -> Workload:
-    """One prompt of 4096 tokens, one output token."""
-    return [_random_ids(4096, 900_000 + run)], 1
-
-
-WORKLOADS: dict[str, Callable[[int], Workload]] = {
-    "W1": w1_throughput,
-    "W2": w2_single_stream,
-    "W3": w3_shared_prefix,
-    "W4": w4_long_prefill,
+WORKLOADS = {
+    "W1": Workload(num_seqs=64, num_own=128, num_output_tokens=128),
+    "W2": Workload(num_seqs=1, num_own=128, num_output_tokens=128),
+    "W3": Workload(num_seqs=64, num_shared=1024, num_own=16, num_output_tokens=32),
+    "W4": Workload(num_seqs=1, num_own=4096, num_output_tokens=1),
+    "W5": Workload(num_seqs=256, num_own=32, num_output_tokens=32),
+    "W6": Workload(num_seqs=1, num_own=8064, num_output_tokens=64),
 }
+"""Throughput, a single stream, a shared prefix, a long prompt; then what should cost no more per
+token: many sequences, a long context."""

@@ -1,11 +1,15 @@
 """Measures the manager alone: its real loop against a worker that returns at once (no model).
 
-Steps: taking in the output, scheduling, building and encoding the messages, in CPU time of one
-core. Steady state means that nobody ends; churn, that sequences end after `--churn-tokens` tokens
-on average and are replaced from the queue, with the prefill of their prompts in the same steps.
+Steps: taking in the output, scheduling, building and encoding the messages. Steady state means
+that nobody ends; churn, that sequences end after `--churn-tokens` tokens on average and are
+replaced from the queue, with the prefill of their prompts in the same steps.
 
-Onboarding: giving 1,000 queued sequences their seats while 1,024 decode. Simulation: the future of
-4,096 running sequences, each of which may take 10,000 more steps.
+Onboarding: giving 1,000 queued sequences their seats while 1,024 decode. Forecast: the future of
+4,096 running sequences, each of which may take 10,000 more steps, and the peak of its block usage.
+
+Times are CPU time of one core. Machines change their speed, so all cases are measured in every one
+of several rounds, each beside a fixed piece of Python and numpy. Told are the median of the rounds'
+medians, the least of all, and the median of the rounds' ratios to that piece: compare the ratios.
 """
 
 import argparse
@@ -13,7 +17,6 @@ import gc
 import statistics
 import time
 from collections import deque
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -44,16 +47,7 @@ NUM_RUNNING = 1024
 NUM_ONBOARDED = 1000
 ONBOARDED_MAX_TOKENS = 1000
 SIMULATED_PROMPT_TOKENS = 256
-
-
-@dataclass
-class Result:
-    """Milliseconds and bytes of decode steps."""
-
-    median_ms: float
-    mean_ms: float
-    p99_ms: float
-    bytes_per_step: float
+WARM_UP_STEPS = 10
 
 
 class Bench:
@@ -90,7 +84,8 @@ class Bench:
         self._num_requests = 0
         self._num_decodes = 0
 
-    def submit(self, prompt_ids: np.ndarray, max_tokens: int) -> None:
+    def submit(self, prompt_ids: np.ndarray, max_tokens: int) -> int:
+        """The request's id."""
         self.manager.engine.submit(
             GenerateRequest(
                 request_id=self._num_requests,
@@ -101,6 +96,7 @@ class Bench:
             )
         )
         self._num_requests += 1
+        return self._num_requests - 1
 
     def fill(self, num_queued: int, max_tokens: list[int]) -> None:
         """Seats for everybody, and `num_queued` behind them."""
@@ -112,21 +108,6 @@ class Bench:
             self.submit(waiting[index % 64], max_tokens[index % len(max_tokens)])
         for _ in range(self.batch_size * self.context // PREFILL_TOKENS + 8):
             self.tick()
-
-    def measure(self, num_steps: int) -> Result:
-        for _ in range(20):
-            self.tick()
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(GC_THRESHOLD)
-        start_bytes = self.to_worker.num_bytes
-        times = [self.tick() for _ in range(num_steps)]
-        return Result(
-            median_ms=statistics.median(times),
-            mean_ms=statistics.fmean(times),
-            p99_ms=float(np.percentile(times, 99)),
-            bytes_per_step=(self.to_worker.num_bytes - start_bytes) / num_steps,
-        )
 
     def tick(self) -> float:
         """One loop iteration of the manager; the worker answers one step. Milliseconds."""
@@ -148,103 +129,169 @@ class Bench:
         )
 
 
-def measure_onboarding(*, are_samples: bool, num_tokens: int, num_runs: int) -> float:
-    """Median milliseconds in which `NUM_ONBOARDED` queued sequences get their seats.
+class Steps:
+    """Decode steps of a full batch."""
 
-    They are samples of one prompt, or have prompts that share nothing.
-    """
-    times = []
-    for run in range(num_runs):
-        bench = Bench(NUM_RUNNING + NUM_ONBOARDED, num_tokens, ONBOARDED_MAX_TOKENS)
-        rng = np.random.default_rng(run)
-        for index in range(NUM_RUNNING):
-            bench.submit(rng.integers(3, VOCAB_SIZE, num_tokens, np.int32), 200 + index % 800)
-        for _ in range(NUM_RUNNING * num_tokens // PREFILL_TOKENS + 100):
+    def __init__(self, batch_size: int, options: argparse.Namespace, *, is_steady: bool) -> None:
+        self.name = f"{'steady' if is_steady else 'churn'}, B={batch_size}"
+        self.bytes_per_step = 0.0
+        self._num_steps = options.num_steps
+        num_prefill_steps = batch_size * options.context // PREFILL_TOKENS
+        num_measured = options.rounds * (options.num_steps + WARM_UP_STEPS)
+        if is_steady:
+            max_tokens = [num_measured + num_prefill_steps + 64]
+        else:
+            max_tokens = list(range(1, 2 * options.churn_tokens))
+            np.random.default_rng(1).shuffle(max_tokens)
+        self._bench = Bench(batch_size, options.context, max(max_tokens))
+        self._bench.fill(options.num_queued, max_tokens)
+
+    def measure(self) -> list[float]:
+        bench = self._bench
+        for _ in range(WARM_UP_STEPS):
             bench.tick()
-        prompts = rng.integers(3, VOCAB_SIZE, (NUM_ONBOARDED, num_tokens), np.int32)
-        for index in range(NUM_ONBOARDED):
-            bench.submit(prompts[0 if are_samples else index].copy(), ONBOARDED_MAX_TOKENS)
-        gc.collect()
+        start_bytes = bench.to_worker.num_bytes
+        times = [bench.tick() for _ in range(self._num_steps)]
+        self.bytes_per_step = (bench.to_worker.num_bytes - start_bytes) / self._num_steps
+        return times
+
+
+class Onboarding:
+    """`NUM_ONBOARDED` queued sequences get their seats: samples of one prompt, or different ones.
+
+    Afterwards they are cancelled, which leaves nothing of them, as nothing was computed.
+    """
+
+    bytes_per_step = None
+
+    def __init__(self, *, are_samples: bool, num_tokens: int) -> None:
+        kind = "samples of one prompt" if are_samples else "different prompts"
+        self.name = f"onboarding {NUM_ONBOARDED} {kind}, {num_tokens} tokens"
+        self._are_samples = are_samples
+        self._bench = Bench(NUM_RUNNING + NUM_ONBOARDED, num_tokens, ONBOARDED_MAX_TOKENS)
+        self._rng = np.random.default_rng(0)
+        for _ in range(NUM_RUNNING):
+            self._bench.submit(self._prompts(1)[0], ONBOARDED_MAX_TOKENS)
+        for _ in range(NUM_RUNNING * num_tokens // PREFILL_TOKENS + 100):
+            self._bench.tick()
+
+    def measure(self) -> list[float]:
+        bench = self._bench
+        prompts = self._prompts(NUM_ONBOARDED)
+        ids = [
+            bench.submit(prompts[0 if self._are_samples else index].copy(), ONBOARDED_MAX_TOKENS)
+            for index in range(NUM_ONBOARDED)
+        ]
         engine = bench.manager.engine
-        num_queued = len(engine.queue)
         start = time.thread_time()
         engine.onboard()
-        times.append(1e3 * (time.thread_time() - start))
-        assert num_queued - len(engine.queue) == NUM_ONBOARDED
-    return statistics.median(times)
+        elapsed = 1e3 * (time.thread_time() - start)
+        assert not len(engine.queue)
+        engine.cancel(ids)
+        return [elapsed]
+
+    def _prompts(self, num_prompts: int) -> np.ndarray:
+        return self._rng.integers(3, VOCAB_SIZE, (num_prompts, self._bench.context), np.int32)
 
 
-def measure_simulation(num_running: int, num_steps: int, num_runs: int) -> tuple[float, float]:
-    """Median milliseconds to build a forecast of all running sequences, and to find its peak."""
-    bench = Bench(num_running, SIMULATED_PROMPT_TOKENS, num_steps)
-    rng = np.random.default_rng(0)
-    for _ in range(num_running):
-        prompt_ids = rng.integers(3, VOCAB_SIZE, SIMULATED_PROMPT_TOKENS, np.int32)
-        bench.submit(prompt_ids, int(rng.integers(num_steps // 2, num_steps)))
-    for _ in range(num_running * SIMULATED_PROMPT_TOKENS // PREFILL_TOKENS + 50):
-        bench.tick()
-    engine = bench.manager.engine
-    policy = SimulateFuture(engine.settings, StoppingPredictor())
-    for index in range(2000):
-        sequence = engine.running.slots.sequences[index % num_running]
-        assert sequence is not None
-        policy.observe(sequence, int(rng.integers(1, num_steps)), is_stop=True)
-    build, peak = [], []
-    for _ in range(num_runs):
-        start = time.thread_time()
-        forecast = policy.forecast(engine.running)
-        middle = time.thread_time()
-        peak_usage(forecast.loads, PAGE_SIZE)
-        build.append(1e3 * (middle - start))
-        peak.append(1e3 * (time.thread_time() - middle))
-    return statistics.median(build), statistics.median(peak)
+class Forecasts:
+    """What all running sequences will hold is foreseen, and its peak found."""
+
+    bytes_per_step = None
+
+    def __init__(self, num_running: int, num_steps: int) -> None:
+        self.name = f"forecast of {num_running}, {num_steps} steps"
+        bench = Bench(num_running, SIMULATED_PROMPT_TOKENS, num_steps)
+        rng = np.random.default_rng(0)
+        for _ in range(num_running):
+            prompt_ids = rng.integers(3, VOCAB_SIZE, SIMULATED_PROMPT_TOKENS, np.int32)
+            bench.submit(prompt_ids, int(rng.integers(num_steps // 2, num_steps)))
+        for _ in range(num_running * SIMULATED_PROMPT_TOKENS // PREFILL_TOKENS + 50):
+            bench.tick()
+        engine = bench.manager.engine
+        self._running = engine.running
+        self._policy = SimulateFuture(engine.settings, StoppingPredictor())
+        for index in range(2000):
+            sequence = engine.running.slots.sequences[index % num_running]
+            assert sequence is not None
+            self._policy.observe(sequence, int(rng.integers(1, num_steps)), is_stop=True)
+
+    def measure(self) -> list[float]:
+        times = []
+        for _ in range(3):
+            start = time.thread_time()
+            peak_usage(self._policy.forecast(self._running).loads, PAGE_SIZE)
+            times.append(1e3 * (time.thread_time() - start))
+        return times
 
 
-def print_decisions() -> None:
-    """What onboarding and looking ahead cost."""
-    print(f"\nonboarding {NUM_ONBOARDED} queued sequences while {NUM_RUNNING} decode")
+Case = Steps | Onboarding | Forecasts
+
+
+def reference() -> float:
+    """Milliseconds of a fixed piece of Python and numpy, about as the manager's are mixed."""
+    start = time.thread_time()
+    values = np.arange(4096)
+    places = values[::-1].copy()
+    for _ in range(60):
+        picked = values[places]
+        picked[places] = picked + 1
+        (picked > 4095).any()
+        np.flatnonzero(picked[:64] == 7)
+    counts: dict[tuple[int, bytes], int] = {}
+    for index in range(1500):
+        key = (index % 100, index.to_bytes(64, "little"))
+        counts[key] = counts.get(key, 0) + 1
+    return 1e3 * (time.thread_time() - start)
+
+
+def make_cases(options: argparse.Namespace) -> list[Case]:
+    cases: list[Case] = []
+    for batch_size in options.batch_sizes:
+        cases += [Steps(batch_size, options, is_steady=is_steady) for is_steady in (True, False)]
+    if options.no_decisions:
+        return cases
     for are_samples, num_tokens in ((True, 2048), (True, 512), (False, 64), (False, 512)):
-        milliseconds = measure_onboarding(
-            are_samples=are_samples, num_tokens=num_tokens, num_runs=5
-        )
-        name = "samples of one prompt" if are_samples else "different prompts"
-        print(f"  {name}, {num_tokens} tokens: {milliseconds:.1f} ms", flush=True)
-    build, peak = measure_simulation(4096, 10_000, num_runs=15)
-    print(
-        f"simulating 4096 sequences, 10000 steps: {build:.1f} ms to build, {peak:.1f} for the peak"
-    )
+        cases.append(Onboarding(are_samples=are_samples, num_tokens=num_tokens))
+    return [*cases, Forecasts(4096, 10_000)]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[64, 256, 1024, 4096, 8192])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--batch-sizes", type=int, nargs="*", default=[64, 256, 1024, 4096, 8192])
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--num-queued", type=int, default=50_000)
-    parser.add_argument("--num-steps", type=int, default=300)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--num-steps", type=int, default=60, help="of a case in a round")
     parser.add_argument("--churn-tokens", type=int, default=256)
     parser.add_argument("--no-decisions", action="store_true", help="skip onboarding and forecasts")
-    args = parser.parse_args()
-    print(f"context {args.context}, {args.num_queued} queued, {args.num_steps} steps")
-    print("| B | case | median ms | mean ms | p99 ms | bytes/step | bytes/seq |")
-    print("|---|---|---|---|---|---|---|")
-    for batch_size in args.batch_sizes:
-        num_prefill_steps = batch_size * args.context // PREFILL_TOKENS
-        steady = [args.num_steps + num_prefill_steps + 64]
-        churn = list(range(1, 2 * args.churn_tokens))
-        np.random.default_rng(1).shuffle(churn)
-        for case, max_tokens in (("steady", steady), ("churn", churn)):
-            bench = Bench(batch_size, args.context, max(max_tokens))
-            bench.fill(args.num_queued, max_tokens)
-            result = bench.measure(args.num_steps)
-            gc.unfreeze()
-            print(
-                f"| {batch_size} | {case} | {result.median_ms:.3f} | {result.mean_ms:.3f} "
-                f"| {result.p99_ms:.3f} | {result.bytes_per_step:.0f} "
-                f"| {result.bytes_per_step / batch_size:.1f} |",
-                flush=True,
-            )
-    if not args.no_decisions:
-        print_decisions()
+    options = parser.parse_args()
+    cases = make_cases(options)
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD)
+    medians = np.zeros((options.rounds, len(cases)))
+    least = np.full(len(cases), np.inf)
+    references = np.zeros_like(medians)
+    for round_index in range(options.rounds):
+        for index, case in enumerate(cases):
+            before = reference()
+            times = case.measure()
+            references[round_index, index] = (before + reference()) / 2
+            medians[round_index, index] = statistics.median(times)
+            least[index] = min(least[index], *times)
+    ratios = np.median(medians / references, axis=0)
+    print(f"context {options.context}, {options.num_queued} queued, {options.rounds} rounds")
+    print("| case | median ms | least ms | ratio | bytes/step |\n|---|---|---|---|---|")
+    print(f"| reference | {np.median(references):.2f} | {references.min():.2f} | 1 | |")
+    for index, case in enumerate(cases):
+        num_bytes = "" if case.bytes_per_step is None else f"{case.bytes_per_step:.0f}"
+        print(
+            f"| {case.name} | {np.median(medians[:, index]):.2f} | {least[index]:.2f} "
+            f"| {ratios[index]:.3f} | {num_bytes} |"
+        )
 
 
 if __name__ == "__main__":

@@ -230,7 +230,7 @@ class PrefixTree:
     def _insert(self, parent: Run, blocks: np.ndarray, content: bytes) -> None:
         """Insert blocks, none of which is in the tree, below the last node of `parent`."""
         head = blocks.item(0)
-        assert (self._heads[blocks] < 0).all(), f"of {blocks}, some are in the tree already"
+        assert head not in self._runs, f"block {head} is in the tree already"
         self._heads[blocks] = head
         run = Run(parent=parent, blocks=blocks, content=content)
         self._runs[head] = run

@@ -78,9 +78,7 @@ class RunningSet:
 
     def match(self, sequence: Sequence) -> PrefixMatch:
         """Look up the cached prefix; at least one token is left to compute."""
-        path = NO_BLOCKS
-        token_bytes = b""
-        tree = self.blocks.tree
+        path, token_bytes, end = NO_BLOCKS, b"", None
         if sequence.is_cacheable:
             token_bytes = np.ascontiguousarray(sequence.token_ids, _KEY_TYPE).tobytes()
             twin = self._last_match
@@ -90,10 +88,12 @@ class RunningSet:
                 and twin.sequence.request.cache_salt == sequence.request.cache_salt
                 and self._is_current(twin)
             ):
-                path, token_bytes = twin.path, twin.token_bytes
+                path, token_bytes, end = twin.path, twin.token_bytes, twin.end
             else:
+                tree = self.blocks.tree
                 max_matched = (sequence.token_ids.size - 1) // self.page_size
                 path = tree.match(sequence.request.cache_salt, token_bytes, max_matched)
+                end = tree.place(path.item(-1)) if path.size else None
         num_shared = path.size - self.blocks.num_cached_along(path)
         match = PrefixMatch(
             sequence=sequence,
@@ -101,7 +101,7 @@ class RunningSet:
             token_bytes=token_bytes,
             num_new_blocks=sequence.num_initial_blocks(self.page_size) - num_shared,
             num_final_blocks=sequence.max_num_blocks(self.page_size) - num_shared,
-            end=tree.place(path.item(-1)) if path.size else None,
+            end=end,
         )
         if sequence.is_cacheable:
             self._last_match = match

@@ -1,6 +1,5 @@
 """The FastAPI application: routes, error shapes and the API's description."""
 
-from fastapi import FastAPI
 from starlette.routing import BaseRoute
 
 from tokasaurus import __version__
@@ -9,6 +8,7 @@ from tokasaurus.server.batches.item_runner import ItemRunner
 from tokasaurus.server.batches.service import BatchService
 from tokasaurus.server.direct_routes import DirectRoutes
 from tokasaurus.server.errors import install_error_handlers
+from tokasaurus.server.layered_app import LayeredApp
 from tokasaurus.server.openapi import install_openapi
 from tokasaurus.server.request_tracing import RequestTracing
 from tokasaurus.server.routes import (
@@ -51,9 +51,9 @@ from tokasaurus.server.schemas.tokenize import (
 from tokasaurus.server.state import ServerState
 
 
-def create_app(state: ServerState) -> FastAPI:
+def create_app(state: ServerState) -> LayeredApp:
     """An app that serves `state`; starting and closing what is in it stays with the caller."""
-    app = FastAPI(title="Tokasaurus", version=__version__, redoc_url=None)
+    app = LayeredApp(title="Tokasaurus", version=__version__, redoc_url=None)
     app.state.server = state
     install_error_handlers(app)
     endpoints: list[BaseRoute] = []
@@ -80,18 +80,18 @@ def create_app(state: ServerState) -> FastAPI:
     state.item_runner = ItemRunner(app, paths, state.engine, settings.max_in_flight)
     peers = state.peers
     state.batch_service = BatchService(settings, state.item_runner, state.max_body_bytes, peers)
-    app.add_middleware(DirectRoutes, routes=endpoints)
+    app.wrap(DirectRoutes, routes=endpoints)
     if peers is not None and peers.leads:
         answer_forwarded(app, peers)
     elif peers is not None:
-        app.add_middleware(
+        app.wrap(
             ForwardToLeader,
             routes=batches.router.routes,
             peers=peers,
             max_body_bytes=state.max_body_bytes,
         )
     if state.tracer is not None:
-        app.add_middleware(RequestTracing, tracer=state.tracer)
+        app.wrap(RequestTracing, tracer=state.tracer)
     state.access.install(app, state.engine.metrics.measurements)
     install_openapi(
         app,

@@ -1,6 +1,5 @@
 """One turn of a chat, whichever endpoint it came by: from messages and tools to running samples."""
 
-import uuid
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +8,7 @@ import msgspec
 from tokasaurus.server.chat_output import ChatOutputParser
 from tokasaurus.server.chat_prompts import render_chat
 from tokasaurus.server.engine_client import Prompt
+from tokasaurus.server.ids import new_id
 from tokasaurus.server.output_format import OutputFormat
 from tokasaurus.server.prompt_truncation import truncated
 from tokasaurus.server.reasoning.splitter import ReasoningSplitter
@@ -56,7 +56,7 @@ class RunningTurn:
 
     def new_call_id(self) -> str:
         """Mistral's templates take ids of nine characters only."""
-        number = uuid.uuid4().hex
+        number = new_id("")
         is_short = self.output_format.tool_parser is MistralParser
         return number[:9] if is_short else f"call_{number[:24]}"
 

@@ -13,13 +13,13 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tokasaurus.errors import TokasaurusError
-from tokasaurus.server.errors import own_error_response
+from tokasaurus.server.errors import bug_response, own_error_response
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class DirectRoutes:
-    """ASGI middleware, the innermost one. Endpoints that take nothing but the request are called
+    """ASGI middleware, our innermost one. Endpoints that take nothing but the request are called
     right away when a POST comes to exactly their path."""
 
     def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute]) -> None:
@@ -43,6 +43,9 @@ class DirectRoutes:
             response = await endpoint(Request(scope, receive, send))
         except TokasaurusError as error:
             response = own_error_response(scope["path"], error)
+        except Exception:
+            await bug_response(scope["path"])(scope, receive, send)
+            raise
         await response(scope, receive, send)
 
 

@@ -8,15 +8,21 @@ from starlette.types import Receive
 
 
 class DisconnectWatch:
-    """Calls `on_disconnect` if the client goes away inside the block; the body has been read."""
+    """Calls `on_disconnect` if the client goes away inside the block; the body has been read.
+
+    Nobody waits for it, and it most often ends without having been told anything, so it is no task:
+    whatever `receive` waits for goes on with it.
+    """
 
     def __init__(self, receive: Receive, on_disconnect: Callable[[], None]) -> None:
         self._receive = receive
         self._on_disconnect = on_disconnect
-        self._task: asyncio.Task[None] | None = None
+        self._steps = self._watch().__await__()
+        self._awaited: asyncio.Future[None] | None = None
+        """None while nothing keeps the steps from going on."""
 
     def __enter__(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._watch())
+        self._go_on()
 
     def __exit__(
         self,
@@ -24,8 +30,20 @@ class DisconnectWatch:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        assert self._task is not None
-        self._task.cancel()
+        if self._awaited is not None:
+            self._awaited.remove_done_callback(self._go_on)
+        self._steps.close()
+
+    def _go_on(self, done: object = None) -> None:  # noqa: ARG002 - a future's callback
+        self._awaited = None
+        try:
+            self._awaited = next(self._steps)
+        except StopIteration:
+            return
+        if self._awaited is None:
+            asyncio.get_running_loop().call_soon(self._go_on)
+        else:
+            self._awaited.add_done_callback(self._go_on)
 
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":

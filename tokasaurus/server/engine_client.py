@@ -48,7 +48,7 @@ from tokasaurus.server.request_building import (
     check_prompt_ids,
     encode_bad_words,
 )
-from tokasaurus.server.request_group import RequestGroup
+from tokasaurus.server.request_group import RequestGroup, wake_all
 from tokasaurus.server.sampling_params import SamplingParams
 from tokasaurus.tokenization.tokenizer import Tokenizer
 
@@ -220,8 +220,7 @@ class EngineClient:
                 generation.fail(error)
                 group.note(generation, finished=True)
             self.metrics.note_finished(generation, now)
-        for _, group in in_flight:
-            group.wake()
+        wake_all(group for _, group in in_flight)
 
     def _build(
         self, prompt: Prompt, default_max_tokens: int | None, predictor_key: str
@@ -297,8 +296,7 @@ class EngineClient:
                 entry[1].note(generation, finished=True)
                 groups.add(entry[1])
         self._send_cancels(by_rank)
-        for group in groups:
-            group.wake()
+        wake_all(groups)
 
     def _send_cancels(self, by_rank: dict[int, list[int]]) -> None:
         assert self._channels is not None
@@ -386,8 +384,7 @@ class EngineClient:
         still_running = [i for i in stopped if i in self._in_flight]
         if still_running:
             self._send_cancels({outputs.dp_rank: still_running})
-        for group in touched:
-            group.wake()
+        wake_all(touched)
 
     def _take_logprobs(self, entries: list[RequestLogprobs]) -> dict[int, list[RequestLogprobs]]:
         """Hands out those of prompts; returns those of output tokens by request."""

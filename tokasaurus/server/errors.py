@@ -15,7 +15,6 @@ from tokasaurus.errors import (
     SlowReaderError,
     TokasaurusError,
 )
-from tokasaurus.server.access import scope_keys
 from tokasaurus.server.schemas.errors import ErrorBody, ErrorResponse
 from tokasaurus.server.schemas.messages import MessageError, MessageErrorBody
 
@@ -131,10 +130,10 @@ async def _handle_http(request: Request, error: Exception) -> Response:
 
 
 async def _handle_bug(request: Request, error: Exception) -> Response:  # noqa: ARG001
-    # The framework raises the error again after this response, and uvicorn logs it. The response
-    # does not pass through our middleware, which would have added the id.
-    request_id = request.scope.get(scope_keys.REQUEST_ID)
-    headers = None if request_id is None else {"X-Request-Id": request_id}
-    return error_response(
-        request.url.path, HTTPStatus.INTERNAL_SERVER_ERROR, _INTERNAL_ERROR, headers
-    )
+    # The framework raises the error again after this response, and uvicorn logs it.
+    return bug_response(request.url.path)
+
+
+def bug_response(path: str) -> Response:
+    """What a request to `path` gets that met a bug of ours."""
+    return error_response(path, HTTPStatus.INTERNAL_SERVER_ERROR, _INTERNAL_ERROR)

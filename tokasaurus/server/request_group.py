@@ -1,13 +1,15 @@
 """The samples that were submitted together, and the one who waits for them or listens to them."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 
 from tokasaurus.errors import DeadlineExceededError, EngineFailedError
 from tokasaurus.server.generation import Generation
 
 Cancel = Callable[[list[Generation], EngineFailedError | None], None]
+Write = Callable[[], None]
+Listener = Callable[[], Write | None]
 
 
 class RequestGroup:
@@ -23,7 +25,7 @@ class RequestGroup:
         self._ready: dict[int, Generation] = {}
         self._num_unfinished = 0
         self._waiter: asyncio.Future[None] | None = None
-        self._listener: Callable[[], None] | None = None
+        self._listener: Listener | None = None
         self._deadline: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> "RequestGroup":
@@ -61,9 +63,13 @@ class RequestGroup:
         self._ready.clear()
         return ready
 
-    def listen(self, listener: Callable[[], None] | None) -> None:
+    def listen(self, listener: Listener | None) -> None:
         """Call this, which must not raise, whenever something is ready: in the middle of handling a
-        message, so that no task has to wake up. None: no more."""
+        message, so that no task has to wake up. None: no more.
+
+        It returns what writes the news, which is called once all groups have been told: a client
+        that reads many streams then wakes up once, not for every one of them.
+        """
         assert self._waiter is None, "somebody waits for the group"
         self._listener = listener
 
@@ -98,11 +104,19 @@ class RequestGroup:
         if finished or (self._stream and generation.has_news):
             self._ready[generation.index] = generation
 
-    def wake(self) -> None:
-        """The client's: let the waiter or listener see what was noted."""
+    def wake(self) -> Write | None:
+        """The client's: let the waiter or listener see what was noted. What is returned, it calls
+        when all groups are awake."""
         if not self._ready and self._num_unfinished:
-            return
+            return None
         if self._listener is not None:
-            self._listener()
-        elif self._waiter is not None and not self._waiter.done():
+            return self._listener()
+        if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+        return None
+
+
+def wake_all(groups: Iterable[RequestGroup]) -> None:
+    """The client's: `wake` them, and let them write."""
+    for write in [write for group in groups if (write := group.wake()) is not None]:
+        write()

@@ -13,7 +13,7 @@ from tokasaurus.errors import SlowReaderError, TokasaurusError
 from tokasaurus.server.disconnect import DisconnectWatch
 from tokasaurus.server.errors import describe
 from tokasaurus.server.generation import Generation
-from tokasaurus.server.request_group import RequestGroup
+from tokasaurus.server.request_group import RequestGroup, Write
 from tokasaurus.server.sender import Sender
 
 _DONE = b"data: [DONE]\n\n"
@@ -152,6 +152,7 @@ class _Push:
         self._group = group
         self._sender = sender
         self._next_body = next_body
+        self._body = b""
         self._has_ended = False
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -159,11 +160,11 @@ class _Push:
     async def run(self) -> None:
         self._group.listen(self._on_news)
         try:
-            self._on_news()
+            self._write_news()
             while self._sender.is_blocked or not self._has_ended:
                 if self._sender.is_blocked:
                     await self._sender.finish()
-                    self._on_news()
+                    self._write_news()
                 else:
                     self._waiter = asyncio.get_running_loop().create_future()
                     await self._waiter
@@ -173,17 +174,32 @@ class _Push:
         if self._error is not None:
             raise self._error
 
-    def _on_news(self) -> None:
+    def _write_news(self) -> None:
+        if (write := self._on_news()) is not None:
+            write()
+
+    def _on_news(self) -> Write | None:
         if self._has_ended or self._sender.is_blocked:
-            return
+            return None
         try:
-            body, self._has_ended = self._next_body()
-            if body:
-                self._sender.begin(_body(body))
+            self._body, self._has_ended = self._next_body()
         except Exception as error:  # noqa: BLE001 - the stream's own task raises it
-            self._error, self._has_ended = error, True
+            self._fail(error)
+            return None
+        return self._write
+
+    def _write(self) -> None:
+        try:
+            if self._body:
+                self._sender.begin(_body(self._body))
+        except Exception as error:  # noqa: BLE001 - the stream's own task raises it
+            self._fail(error)
         if self._has_ended or self._sender.is_blocked:
             self._wake()
+
+    def _fail(self, error: Exception) -> None:
+        self._error, self._has_ended = error, True
+        self._wake()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -49,6 +49,9 @@ class ChatTemplate:
                 f"The chat template of {origin} has an error ({error}); give chat_template= a file "
                 "with a corrected one."
             ) from error
+        for template in {self._template, self._tools_template}:
+            # Rendering copies them, which takes long from the chain of mappings that jinja keeps.
+            template.globals = dict(template.globals)
 
     @classmethod
     def load(

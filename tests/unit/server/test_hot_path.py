@@ -68,10 +68,9 @@ def test_a_writer_that_fails_fails_its_own_stream_only(monkeypatch: pytest.Monke
 
 def test_requests_that_go_the_short_way_are_counted_and_answered_as_others_are() -> None:
     async def check(server: TinyServer) -> None:
-        await server.http.get("/ping")  # the first request builds the layers
-        short = server.app.middleware_stack
+        short = server.app.outermost
         while not isinstance(short, DirectRoutes):
-            short = getattr(short, "app", None) or short._app
+            short = short._app
         assert {*PATHS, "/v1/responses", "/v1/messages"} <= set(short._routes)
         before = {}
         for is_short in (True, False):
@@ -86,6 +85,34 @@ def test_requests_that_go_the_short_way_are_counted_and_answered_as_others_are()
         assert before[True] == before[False]
         metrics = (await server.http.get("/metrics")).text
         labels = 'method="POST",route="/v1/completions",status="200"'
+        assert f"tokasaurus_http_responses_total{{{labels}}} 2.0" in metrics.splitlines()
+
+    run(check)
+
+
+def test_bugs_are_answered_the_short_way_as_they_are_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise ZeroDivisionError(arguments)
+
+    async def check(server: TinyServer) -> None:
+        short = server.app.outermost
+        while not isinstance(short, DirectRoutes):
+            short = short._app
+        seen = []
+        for is_short in (True, False):
+            if not is_short:
+                short._routes.clear()
+            with monkeypatch.context() as patch:
+                patch.setattr(server.state.engine, "submit", fail)
+                failed = await server.post(PATHS[0], {"prompt": "The"})
+            assert failed.headers["X-Request-Id"].startswith("req_")
+            seen.append((failed.status_code, failed.json(), sorted(failed.headers)))
+        assert seen[0] == seen[1]
+        assert seen[0][0] == 500
+        metrics = (await server.http.get("/metrics")).text
+        labels = 'method="POST",route="/v1/completions",status="500"'
         assert f"tokasaurus_http_responses_total{{{labels}}} 2.0" in metrics.splitlines()
 
     run(check)

@@ -4,7 +4,6 @@ import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from tokasaurus.config.engine_config import EngineConfig
@@ -13,6 +12,7 @@ from tokasaurus.observability.measurements import Measurements
 from tokasaurus.server.access.api_keys import ApiKeys, read_api_keys
 from tokasaurus.server.access.gate import ApiKeyGate
 from tokasaurus.server.access.request_log import RequestLog
+from tokasaurus.server.layered_app import LayeredApp
 
 _EXPOSED_HEADERS = ("X-Request-Id", "Retry-After")
 
@@ -34,19 +34,19 @@ class AccessPolicy:
             logs_requests=config.request_log,
         )
 
-    def install(self, app: FastAPI, measurements: Measurements) -> None:
+    def install(self, app: LayeredApp, measurements: Measurements) -> None:
         """The request log is outermost; preflight requests, which bring no key, end at CORS."""
         if self.api_keys:
-            app.add_middleware(ApiKeyGate, keys=self.api_keys)
+            app.wrap(ApiKeyGate, keys=self.api_keys)
         if self.cors_origins:
-            app.add_middleware(
+            app.wrap(
                 CORSMiddleware,
                 allow_origins=self.cors_origins,
                 allow_methods=["*"],
                 allow_headers=["*"],
                 expose_headers=_EXPOSED_HEADERS,
             )
-        app.add_middleware(RequestLog, measurements=measurements, logs=self.logs_requests)
+        app.wrap(RequestLog, measurements=measurements, logs=self.logs_requests)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 import logging
 import re
 import time
-import uuid
 
 import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -11,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tokasaurus.observability import metrics
 from tokasaurus.observability.measurements import Measurements
 from tokasaurus.server.access import scope_keys
+from tokasaurus.server.ids import new_id
 
 log = logging.getLogger(__name__)
 
@@ -98,4 +98,4 @@ def _id_of(scope: Scope) -> bytes:
     for name, value in scope["headers"]:
         if name == _HEADER and _ACCEPTED_ID.fullmatch(value):
             return bytes(value)
-    return f"req_{uuid.uuid4().hex}".encode()
+    return new_id("req_").encode()

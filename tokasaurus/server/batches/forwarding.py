@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from tokasaurus.errors import TokasaurusError
 from tokasaurus.server.batches.internal_call import call
 from tokasaurus.server.body import read_body
-from tokasaurus.server.errors import own_error_response
+from tokasaurus.server.errors import bug_response, own_error_response
 from tokasaurus.server.peers import Peers
 
 _QUESTION = "http"
@@ -52,6 +52,9 @@ class ForwardToLeader:
             response = await self._ask(Request(scope, receive, send))
         except TokasaurusError as error:
             response = own_error_response(scope["path"], error)
+        except Exception:
+            await bug_response(scope["path"])(scope, receive, send)
+            raise
         await response(scope, receive, send)
 
     async def _ask(self, request: Request) -> Response:

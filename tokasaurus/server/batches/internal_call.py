@@ -2,12 +2,12 @@
 
 import asyncio
 import logging
-import uuid
 from typing import NamedTuple
 
 from starlette.types import ASGIApp, Message
 
 from tokasaurus.server.access import scope_keys
+from tokasaurus.server.ids import new_id
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ async def call(
     app: ASGIApp, path: str, body: bytes, *, method: str = "POST", query: bytes = b""
 ) -> Answer:
     """Send a JSON body. Cancelling it cancels what the request does."""
-    request_id = f"req_{uuid.uuid4().hex}"
+    request_id = new_id("req_")
     begun: list[int] = []
     parts: list[bytes] = []
     unread = [body]

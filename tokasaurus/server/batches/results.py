@@ -5,7 +5,6 @@ the last line can be incomplete; it is cut off.
 """
 
 import os
-import uuid
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -13,6 +12,7 @@ from typing import IO
 import msgspec
 
 from tokasaurus.server.batches.internal_call import Answer
+from tokasaurus.server.ids import new_id
 from tokasaurus.server.schemas.batches import (
     ItemError,
     ItemResponse,
@@ -95,4 +95,4 @@ def _recover_ids(path: Path) -> list[str]:
 
 
 def _new_line_id() -> str:
-    return f"batch_req_{uuid.uuid4().hex}"
+    return new_id("batch_req_")

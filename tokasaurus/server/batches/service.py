@@ -9,13 +9,13 @@ import asyncio
 import logging
 import re
 import time
-import uuid
 
 from tokasaurus.errors import ConfigError, EngineFailedError, InvalidRequestError
 from tokasaurus.server.batches.item_runner import ItemRunner
 from tokasaurus.server.batches.run import BatchRun
 from tokasaurus.server.batches.settings import BatchSettings
 from tokasaurus.server.errors import ServerNotReadyError
+from tokasaurus.server.ids import new_id
 from tokasaurus.server.peers import Peers
 from tokasaurus.server.schemas.batches import Batch, BatchRequest
 from tokasaurus.server.store.database import Page
@@ -126,7 +126,7 @@ class BatchService:
             )
         now = int(time.time())
         batch = Batch(
-            id=f"batch_{uuid.uuid4().hex}",
+            id=new_id("batch_"),
             endpoint=request.endpoint,
             input_file_id=file.id,
             completion_window=request.completion_window,

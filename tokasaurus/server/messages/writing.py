@@ -1,7 +1,5 @@
 """What /v1/messages answers: one message of content blocks, whole or as a stream of events."""
 
-import uuid
-
 import msgspec
 
 from tokasaurus.errors import TokasaurusError
@@ -9,6 +7,7 @@ from tokasaurus.server.chat_output import ChatOutputParser
 from tokasaurus.server.chat_turns import RunningTurn
 from tokasaurus.server.errors import describe, describe_to_anthropic, status_of
 from tokasaurus.server.generation import Generation
+from tokasaurus.server.ids import new_id
 from tokasaurus.server.output_events import (
     ArgumentsPiece,
     CallStart,
@@ -49,7 +48,7 @@ class MessageWriter:
     """Of one request; use either `whole`, or `first_chunks` and then `chunks`."""
 
     def __init__(self, model: str, running: RunningTurn) -> None:
-        self._id = f"msg_{uuid.uuid4().hex}"
+        self._id = new_id("msg_")
         self._model = model
         self._running = running
         self._parser = running.new_parser() or ChatOutputParser(None, None)

@@ -1,8 +1,8 @@
 """The output of a response, item by item, as the model writes it."""
 
-import uuid
 from collections.abc import Callable
 
+from tokasaurus.server.ids import new_id
 from tokasaurus.server.output_events import (
     ArgumentsPiece,
     CallStart,
@@ -105,7 +105,7 @@ class OutputItems:
     def _open(self, event: OutputEvent) -> list[ResponseEvent]:
         """Events hold copies of what they show, because items go on growing."""
         self._is_open = True
-        index, number = len(self.items), uuid.uuid4().hex
+        index, number = len(self.items), new_id("")
         match event:
             case CallStart():
                 call_id, name = self._new_call_id(), event.name

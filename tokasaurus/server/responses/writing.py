@@ -1,7 +1,6 @@
 """What /v1/responses answers: the response object, whole or as a stream of events."""
 
 import time
-import uuid
 from typing import Any
 
 import msgspec
@@ -10,6 +9,7 @@ from tokasaurus.errors import TokasaurusError
 from tokasaurus.server.chat_output import ChatOutputParser
 from tokasaurus.server.chat_turns import RunningTurn
 from tokasaurus.server.generation import Generation
+from tokasaurus.server.ids import new_id
 from tokasaurus.server.output_events import TextPiece
 from tokasaurus.server.responses.conversation import output_messages, shown_tools
 from tokasaurus.server.responses.output_items import OutputItems
@@ -57,7 +57,7 @@ class ResponseWriter:
         self._num_events = 0
         params = running.turn.params
         self._response = ModelResponse(
-            id=f"resp_{uuid.uuid4().hex}",
+            id=new_id("resp_"),
             created_at=int(time.time()),
             instructions=body.instructions,
             max_output_tokens=body.max_output_tokens,

@@ -1,6 +1,5 @@
 """POST /v1/chat/completions."""
 
-import secrets
 import time
 
 import msgspec
@@ -10,6 +9,7 @@ from tokasaurus.server.body import parse_body
 from tokasaurus.server.chat_choices import ChatChoiceWriter, chat_choice
 from tokasaurus.server.chat_turns import ChatTurn, RunningTurn, start_turn
 from tokasaurus.server.generation import Generation
+from tokasaurus.server.ids import new_id
 from tokasaurus.server.openapi import answers, takes
 from tokasaurus.server.schemas.chat_completions import (
     ChatChunk,
@@ -76,7 +76,7 @@ class _ChatMaker:
     def __init__(
         self, state: ServerState, body: ChatCompletionRequest, running: RunningTurn
     ) -> None:
-        self._id = f"chatcmpl-{secrets.token_hex(16)}"
+        self._id = new_id("chatcmpl-")
         self._created = int(time.time())
         self._model = state.model_name
         self._tokenizer = state.tokenizer
@@ -85,7 +85,7 @@ class _ChatMaker:
         self._text_events: dict[int, TextEvents] = {}
         self._writers = [
             ChatChoiceWriter(state.tokenizer, running.new_parser(), running.new_call_id)
-            for _ in range(running.turn.params.n)
+            for _ in range(running.turn.params.n if body.stream else 0)
         ]
 
     def whole(self, generations: list[Generation]) -> ChatCompletion:

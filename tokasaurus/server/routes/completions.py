@@ -1,6 +1,5 @@
 """POST /v1/completions."""
 
-import secrets
 import time
 from collections.abc import Sequence
 
@@ -13,6 +12,7 @@ from tokasaurus.server.completion_choices import CompletionChoiceWriter
 from tokasaurus.server.completion_prompts import encode_prompts, split_prompts
 from tokasaurus.server.engine_client import Prompt
 from tokasaurus.server.generation import Generation
+from tokasaurus.server.ids import new_id
 from tokasaurus.server.openapi import answers, takes
 from tokasaurus.server.prompt_truncation import truncated
 from tokasaurus.server.schemas.completions import Completion, CompletionChoice, CompletionRequest
@@ -86,7 +86,7 @@ class _CompletionMaker:
         num_drawn: int,
     ) -> None:
         """`num_drawn`: samples per prompt, of which the client sees the best n."""
-        self._id = f"cmpl-{secrets.token_hex(16)}"
+        self._id = new_id("cmpl-")
         self._created = int(time.time())
         self._model = state.model_name
         self._n = n = body.n or 1

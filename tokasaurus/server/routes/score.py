@@ -1,13 +1,13 @@
 """POST /v1/score: how likely one text is after another."""
 
 import time
-import uuid
 
 import msgspec
 from fastapi import APIRouter, Request, Response
 
 from tokasaurus.server.body import parse_body
 from tokasaurus.server.engine_client import Prompt
+from tokasaurus.server.ids import new_id
 from tokasaurus.server.openapi import answers, takes
 from tokasaurus.server.sampling_params import SamplingParams
 from tokasaurus.server.schemas.score import ScoreList, ScoreRequest
@@ -51,7 +51,7 @@ async def create_scores(request: Request) -> Response:
     if generations is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     scores = ScoreList(
-        id=f"score-{uuid.uuid4().hex}",
+        id=new_id("score-"),
         created=int(time.time()),
         model=state.model_name,
         data=[score_of(p, g) for p, g in zip(prompts, generations, strict=True)],

@@ -111,7 +111,8 @@ class SamplingFields(BaseModel):
 
     def check(self) -> None:
         """Raises InvalidRequestError for fields that can't be honoured."""
-        refuse_unsupported(self.model_extra or {}, set(type(self).model_fields))
+        if self.model_extra:
+            refuse_unsupported(self.model_extra, set(type(self).model_fields))
         if self.stream_options is not None and not self.stream:
             raise InvalidRequestError(
                 "'stream_options' may only be given when 'stream' is true.", param="stream_options"
@@ -119,14 +120,16 @@ class SamplingFields(BaseModel):
 
     def sampling_values(self) -> dict[str, Any]:
         """The arguments for SamplingParams that the client gave and that need no translation."""
-        values = {
-            name: value for name in _SAMPLING_NAMES if (value := getattr(self, name)) is not None
+        given = {
+            name: value
+            for name in self.model_fields_set
+            if (value := getattr(self, name)) is not None
         }
-        output = structured_output({name: getattr(self, name) for name in _STRUCTURED_NAMES})
+        values = {name: given[name] for name in given.keys() & _SAMPLING_NAMES}
+        asked = {name: given[name] for name in _STRUCTURED_NAMES if name in given}
+        output = structured_output(asked) if asked else None
         return values if output is None else values | {"structured_output": output}
 
 
 _STRUCTURED_NAMES = ("response_format", "structured_outputs", *GUIDED_FIELDS)
-_SAMPLING_NAMES = tuple(
-    name for name in SamplingParams.__struct_fields__ if name in SamplingFields.model_fields
-)
+_SAMPLING_NAMES = SamplingFields.model_fields.keys() & SamplingParams.__struct_fields__

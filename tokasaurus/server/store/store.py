@@ -3,12 +3,12 @@
 import asyncio
 import shutil
 import time
-import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, TypeVar
 
+from tokasaurus.server.ids import new_id
 from tokasaurus.server.schemas.batches import Batch
 from tokasaurus.server.schemas.files import FileObject, FilePurpose
 from tokasaurus.server.store.database import Database, Page
@@ -142,4 +142,4 @@ class Store:
 
 
 def new_file_id() -> str:
-    return f"file-{uuid.uuid4().hex}"
+    return new_id("file-")

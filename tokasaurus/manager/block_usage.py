@@ -41,7 +41,7 @@ class Loads:
 
 
 def usage_at(loads: Loads, times: np.ndarray, page_size: int) -> np.ndarray:
-    """Blocks in use at each of `times` (int64[T], each >= 0, rising).
+    """Blocks in use at each of `times` (int64[T], each >= 0, not falling).
 
     A sequence that decodes at time t has ceil((num_tokens - start + t) / page_size) blocks. With
     num_tokens - start + page_size - 1 = q * page_size + m, that is q + t // page_size, and one more
@@ -69,26 +69,7 @@ def peak_usage(loads: Loads, page_size: int) -> int:
     """The most blocks that are ever in use: usage falls only where a sequence ends."""
     if not loads.size:
         return 0
-    return int(usage_at(loads, np.unique(loads.ends), page_size).max())
-
-
-def owned_blocks(
-    tables: np.ndarray, num_tree_blocks: np.ndarray, ends: np.ndarray, owners: np.ndarray
-) -> np.ndarray:
-    """Per sequence, the tree blocks that it is the last to hold; among equals, any one of them.
-
-    tables int32[N, W]: block ids, of which the first `num_tree_blocks` of a row count.
-    owners intp[num_blocks]: is set to the owner's row for each of those blocks.
-    """
-    if not tables.size:
-        return np.zeros(ends.size, np.int64)
-    order = np.argsort(ends, kind="stable")
-    is_tree = np.arange(tables.shape[1]) < num_tree_blocks[order, None]
-    blocks = tables[order][is_tree]
-    rows = np.repeat(np.arange(order.size), num_tree_blocks[order])
-    rows = order[rows]
-    owners[blocks] = rows  # of rows with the same block, the last one stays
-    return np.bincount(rows[owners[blocks] == rows], minlength=order.size)
+    return int(usage_at(loads, np.sort(loads.ends), page_size).max())
 
 
 def prefill_finish_times(num_tokens: np.ndarray, tokens_per_step: int) -> np.ndarray:
@@ -111,15 +92,9 @@ def _sum_after(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
 def _count_before(
     values: np.ndarray, counts: np.ndarray, least: np.ndarray, page_size: int
 ) -> np.ndarray:
-    """How many of the first `counts` values, all below `page_size`, are at least `least`.
-
-    `counts` do not fall.
-    """
-    num_values = int(counts[-1]) if counts.size else 0
-    first_with = np.searchsorted(counts, np.arange(num_values), side="right")
-    cells = first_with * page_size + values[:num_values]
-    table = np.bincount(cells, minlength=counts.size * page_size).reshape(-1, page_size)
-    # At [t, j], those among the first counts[t] that are at least j; none is at least page_size.
-    running = np.zeros((counts.size, page_size + 1), np.int64)
-    np.cumsum(table[:, ::-1].cumsum(axis=1)[:, ::-1], axis=0, out=running[:, :page_size])
-    return running[np.arange(counts.size), least]
+    """How many of the first `counts` values are at least `least`, which is 1 to `page_size`."""
+    levels = np.arange(1, page_size + 1)[:, None]
+    # At [j - 1, n], those among the first n that are at least j.
+    running = np.zeros((page_size, values.size + 1), np.int32)
+    np.cumsum(values >= levels, axis=1, dtype=np.int32, out=running[:, 1:])
+    return running[least - 1, counts]

@@ -8,7 +8,8 @@ from itertools import groupby
 
 import numpy as np
 
-from tokasaurus.manager.block_usage import Loads, owned_blocks, peak_usage, prefill_finish_times
+from tokasaurus.manager.block_owners import BlockOwners
+from tokasaurus.manager.block_usage import Loads, peak_usage, prefill_finish_times
 from tokasaurus.manager.running_set import PrefixMatch, RunningSet
 from tokasaurus.manager.sequence import Sequence
 
@@ -23,11 +24,18 @@ class Forecast:
     """Loads of the seated sequences, and of the candidates accepted since."""
 
     def __init__(
-        self, running: RunningSet, predict: PredictRemaining, prefill_rate: int, end_lag: int
+        self,
+        running: RunningSet,
+        owners: BlockOwners,
+        predict: PredictRemaining,
+        prefill_rate: int,
+        end_lag: int,
     ) -> None:
-        """`prefill_rate`: tokens prefilled per step. `end_lag`: steps from a sequence's last token
-        until its blocks come back."""
+        """`owners` are this forecast's until another one takes them. `prefill_rate`: tokens
+        prefilled per step. `end_lag`: steps from a sequence's last token until its blocks come
+        back."""
         self._running = running
+        self._owners = owners
         self._predict = predict
         self._prefill_rate = prefill_rate
         self._end_lag = end_lag
@@ -44,7 +52,7 @@ class Forecast:
             self._num_backlog_tokens += sum(map(self._num_uncached_tokens, matches))
             return True
         for path, owners in reversed(changes):
-            self._owners[path] = owners
+            self._owners.give(path, owners)
         return False
 
     def settle(self, sequences: list[Sequence]) -> None:
@@ -54,13 +62,13 @@ class Forecast:
         for row, sequence in enumerate(sequences, start=first):
             num_tree_blocks = int(slots.num_tree_blocks[sequence.slot])
             fresh = slots.blocks(sequence.slot)[sequence.num_matched_blocks : num_tree_blocks]
-            self._owners[fresh] = row
+            self._owners.give(fresh, row)
             loads.num_tree_blocks[row] = num_tree_blocks
             loads.num_owned_blocks[row] += fresh.size
 
     def _seated_loads(self) -> Loads:
         slots = self._running.slots
-        seated = np.array([s is not None for s in slots.sequences], bool).nonzero()[0]
+        seated = np.flatnonzero(slots.is_seated)
         num_tokens = slots.num_scheduled[seated].astype(np.int64)
         starts = np.zeros(seated.size, np.int64)
         row_of = np.zeros(slots.num_slots, np.intp)
@@ -90,15 +98,12 @@ class Forecast:
         ends[is_waiting] = 0
         num_tree_blocks = slots.num_tree_blocks[seated].astype(np.int64)
         tables = slots.block_table[seated, : int(num_tree_blocks.max(initial=0))]
-        # Per block of the tree, the row of the holder that ends last; -1 if nobody holds it.
-        self._owners = np.full(self._running.blocks.num_blocks, -1, np.intp)
-        owned = owned_blocks(tables, num_tree_blocks, ends, self._owners)
         return Loads(
             num_tokens=num_tokens,
             starts=starts,
             ends=ends,
             num_tree_blocks=num_tree_blocks,
-            num_owned_blocks=owned,
+            num_owned_blocks=self._owners.assign(tables, num_tree_blocks, ends),
         )
 
     def _candidate_loads(self, matches: list[PrefixMatch]) -> Loads:
@@ -145,10 +150,10 @@ class Forecast:
 
     def _take_over(self, path: np.ndarray, row: int, loads: Loads) -> np.ndarray:
         """Let `row` own the blocks of `path` that it holds longest; returns the old owners."""
-        owners = self._owners[path]
+        owners = self._owners.rows(path)
         is_held = owners >= 0
         is_mine = ~is_held | (loads.ends[owners] < loads.ends[row])
         np.subtract.at(loads.num_owned_blocks, owners[is_mine & is_held], 1)
         loads.num_owned_blocks[row] += int(np.count_nonzero(is_mine))
-        self._owners[path[is_mine]] = row
+        self._owners.give(path[is_mine], row)
         return owners

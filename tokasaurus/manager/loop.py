@@ -2,8 +2,9 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from tokasaurus.errors import ProcessFailedError
 from tokasaurus.ipc.channels import Inbox, Outbox
 from tokasaurus.ipc.messages.to_manager import (
     CancelRequests,
@@ -18,12 +19,15 @@ from tokasaurus.ipc.messages.to_server import EngineOutputs, ManagerReady
 from tokasaurus.manager.engine import Engine
 from tokasaurus.manager.onboarding import AdmissionPolicy
 from tokasaurus.manager.settings import ManagerSettings
+from tokasaurus.manager.silent_workers import describe_silence
 from tokasaurus.manager.stats import StatsClock, build_stats
 
 log = logging.getLogger(__name__)
 
 _SILENCE_SECONDS = 60.0
 """A worker that owes an answer for this long is worth a warning."""
+_PEERS_WORDS_SECONDS = 10.0
+"""Workers that wait for one that hangs notice first, and know which one it is."""
 
 
 class Manager:
@@ -38,8 +42,10 @@ class Manager:
         connect: Callable[[str], Outbox],
         clock: Callable[[], float] = time.monotonic,
         policy: AdmissionPolicy | None = None,
+        worker_pids: Sequence[int] = (),
     ) -> None:
-        """`connect` opens an outbox to a server's address."""
+        """`connect` opens an outbox to a server's address. `worker_pids` are the workers' processes,
+        by rank."""
         self.engine = Engine(settings, worker, policy, clock)
         self._settings = settings
         self._worker = worker
@@ -48,8 +54,10 @@ class Manager:
         self._server_outboxes: dict[int, Outbox] = {}
         self._connect = connect
         self._clock = clock
+        self._worker_pids = worker_pids
         self._stats_clock = StatsClock(settings.stats_interval_seconds)
         self._last_output = clock()
+        self._has_warned = False
         self._is_stopping = False
 
     def run(self) -> None:
@@ -138,6 +146,16 @@ class Manager:
         now = self._clock()
         if not self.engine.num_steps_in_flight:
             self._last_output = now
-        elif now - self._last_output > _SILENCE_SECONDS:
-            log.warning("the worker has not answered for %.0f s", now - self._last_output)
-            self._last_output = now
+            return
+        silence = now - self._last_output
+        limit = self._settings.step_timeout_seconds
+        if len(self._worker_pids) > 1:
+            limit += _PEERS_WORDS_SECONDS
+        if silence > limit:
+            raise ProcessFailedError(
+                f"{describe_silence(self._settings.dp_rank, self._worker_pids)}: a step was not "
+                f"done after {silence:.0f} s. Raise step_timeout_seconds if steps take so long."
+            )
+        if silence > _SILENCE_SECONDS and not self._has_warned:
+            log.warning("the worker has not answered for %.0f s", silence)
+        self._has_warned = silence > _SILENCE_SECONDS

@@ -40,6 +40,7 @@ def run_manager(config: EngineConfig, addresses: Addresses, dp_rank: int, num_wo
             inbox,
             [steps],
             ZmqOutbox,
+            worker_pids=[worker.pid for worker in workers],
         )
         for hello in hellos:
             manager.greet(hello)
@@ -109,6 +110,7 @@ def settings_from_config(
         use_hydragen=config.use_hydragen,
         hydragen_min_group_size=config.hydragen_min_group_size,
         hydragen_min_prefix_len=config.hydragen_min_prefix_len,
+        step_timeout_seconds=config.step_timeout_seconds,
         debug_checks=config.debug_checks,
         debug_preempt_every_steps=config.debug_preempt_every_steps,
     )

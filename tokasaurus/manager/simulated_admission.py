@@ -8,6 +8,7 @@ sequences are preempted.
 
 import numpy as np
 
+from tokasaurus.manager.block_owners import BlockOwners
 from tokasaurus.manager.block_usage import usage_at
 from tokasaurus.manager.forecast import Forecast
 from tokasaurus.manager.prefill_pacing import PrefillPacer
@@ -37,6 +38,8 @@ class SimulateFuture:
         self._pacer = pacer or PrefillPacer(settings)
         self._predictor = predictor
         self._forecast: Forecast | None = None
+        self._owners: BlockOwners | None = None
+        """Of the forecast; kept, as clearing one entry for each block would be dear."""
         self._curves: dict[int, StopCurve | None] = {}
         """By kind, of the last forecast."""
         self.headroom = 0.0
@@ -57,7 +60,8 @@ class SimulateFuture:
             num_free = blocks.num_available - running.num_reserved_blocks
             if sum(match.num_final_blocks for match in matches) <= num_free:
                 return True
-            self._forecast = self.forecast(running)
+            self._owners = self._owners or BlockOwners(blocks.num_blocks)
+            self._forecast = self.forecast(running, self._owners)
         return self._forecast.accepts(matches, int(blocks.num_blocks * (1 - self.headroom)))
 
     def settle(self, sequences: list[Sequence]) -> None:
@@ -69,8 +73,8 @@ class SimulateFuture:
         self._predictor.observe(sequence.kind, key, num_outputs, is_stop=is_stop)
         self._correct_headroom(sequence.num_preemptions)
 
-    def forecast(self, running: RunningSet) -> Forecast:
-        """What the seated sequences will hold."""
+    def forecast(self, running: RunningSet, owners: BlockOwners | None = None) -> Forecast:
+        """What the seated sequences will hold; `owners` may be those of a forecast that is over."""
         slots = running.slots
         self._num_running = max(1, running.num_running)
         running.refresh_decode_slots()
@@ -79,11 +83,12 @@ class SimulateFuture:
         kinds = slots.kinds[decode_slots]
         prompts = slots.prompt_keys[decode_slots]
         self._curves = {
-            kind: self._predictor.curve(kind, num_outputs[kinds == kind], prompts[kinds == kind])
-            for kind in np.unique(kinds).tolist()
+            kind: self._predictor.curve(kind, num_outputs[of_kind], prompts[of_kind])
+            for kind, of_kind in _by_kind(kinds)
         }
         return Forecast(
             running,
+            owners or BlockOwners(running.blocks.num_blocks),
             self._predict,
             prefill_rate=max(1, self._pacer.budget_of(running, decode_slots.size)),
             end_lag=self._settings.scheduling_steps_ahead,
@@ -98,13 +103,12 @@ class SimulateFuture:
         prompt_keys: np.ndarray,
     ) -> np.ndarray:
         remaining = np.maximum(max_tokens - num_outputs, 0).astype(np.int64)
-        for kind in np.unique(kinds).tolist():
+        for kind, of_kind in _by_kind(kinds):
             if kind not in self._curves:
                 self._curves[kind] = self._predictor.curve(kind, _NONE, _NONE)
             curve = self._curves[kind]
             if curve is None:
                 continue
-            of_kind = kinds == kind
             remaining[of_kind] = curve.remaining(
                 num_outputs[of_kind],
                 max_tokens[of_kind],
@@ -125,3 +129,10 @@ class SimulateFuture:
         loads = self.forecast(running).loads
         now = int(usage_at(loads, np.zeros(1, np.int64), running.page_size)[0])
         assert now == running.blocks.num_in_use, f"{now} blocks foreseen"
+
+
+def _by_kind(kinds: np.ndarray) -> list[tuple[int, np.ndarray | slice]]:
+    """(kind, those that are of it) for each kind that there is."""
+    if kinds.size and (kinds == kinds[0]).all():
+        return [(kinds.item(0), slice(None))]
+    return [(kind, kinds == kind) for kind in np.unique(kinds).tolist()]

@@ -19,6 +19,7 @@ class SlotTable:
         self.num_slots = num_slots
         self.page_size = page_size
         self.sequences: list[Sequence | None] = [None] * num_slots
+        self.is_seated = np.zeros(num_slots, bool)
         self.request_ids = np.zeros(num_slots, np.int64)
         self.epochs = np.zeros(num_slots, np.int64)
         """Rises when the seat is given back: rows of steps from before are dropped."""
@@ -59,6 +60,7 @@ class SlotTable:
             sequence.slot = slot
             self.sequences[slot] = sequence
         slots = np.array(taken, np.intp)
+        self.is_seated[slots] = True
         requests = [sequence.request for sequence in sequences]
         self.request_ids[slots] = [request.request_id for request in requests]
         self.num_logprobs[slots] = [request.sampling.num_top_logprobs for request in requests]
@@ -87,6 +89,7 @@ class SlotTable:
         assert sequence is not None
         sequence.slot = -1
         self.sequences[slot] = None
+        self.is_seated[slot] = False
         self.is_decoding[slot] = False
         self.epochs[slot] += 1
         self._free_slots.append(slot)
@@ -140,6 +143,7 @@ class SlotTable:
         taken = [s for s, sequence in enumerate(self.sequences) if sequence is not None]
         assert sorted(taken + self._free_slots) == list(range(self.num_slots))
         assert not self.is_decoding[self._free_slots].any()
+        assert np.flatnonzero(self.is_seated).tolist() == taken
         for slot in taken:
             sequence = self.sequences[slot]
             assert sequence is not None

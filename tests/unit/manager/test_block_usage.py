@@ -4,13 +4,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokasaurus.manager.block_usage import (
-    Loads,
-    owned_blocks,
-    peak_usage,
-    prefill_finish_times,
-    usage_at,
-)
+from tokasaurus.manager.block_owners import BlockOwners
+from tokasaurus.manager.block_usage import Loads, peak_usage, prefill_finish_times, usage_at
 
 
 class _Sequence:
@@ -63,7 +58,7 @@ def _loads(sequences: list[_Sequence]) -> Loads:
         starts=np.array([sequence.start for sequence in sequences]),
         ends=ends,
         num_tree_blocks=num_tree_blocks,
-        num_owned_blocks=owned_blocks(tables, num_tree_blocks, ends, np.full(100, -1)),
+        num_owned_blocks=BlockOwners(100).assign(tables, num_tree_blocks, ends),
     )
 
 
@@ -101,3 +96,17 @@ def test_nothing_uses_nothing() -> None:
     )
     assert peak_usage(loads, 16) == 0
     assert usage_at(loads, np.arange(3), 16).tolist() == [0, 0, 0]
+
+
+def test_owners_of_another_forecast_are_forgotten() -> None:
+    owners = BlockOwners(4)
+    tables = np.array([[0, 1], [0, 2]], np.int32)
+    assert owners.assign(tables, np.array([2, 2]), np.array([5, 3])).tolist() == [2, 1]
+    blocks = np.arange(4)
+    assert owners.rows(blocks).tolist() == [0, 0, 1, -1]
+    owners.give(np.array([3, 1]), np.array([7, -1]))
+    assert owners.rows(blocks).tolist() == [0, -1, 1, 7]
+    assert owners.assign(tables[:0], np.empty(0, np.int64), np.empty(0, np.int64)).size == 0
+    assert owners.rows(blocks).tolist() == [-1] * 4
+    assert owners.assign(tables[1:, :1], np.array([1]), np.array([0])).tolist() == [1]
+    assert owners.rows(blocks).tolist() == [0, -1, -1, -1]

@@ -1,5 +1,6 @@
 """One model over several worker processes: tensor parallel, pipeline parallel, and replicas."""
 
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -71,9 +72,19 @@ def test_tokens_are_those_of_one_process(
     assert [o.token_ids for o in first[0].outputs] == [o.token_ids for o in again[0].outputs]
 
 
-def test_a_lost_worker_ends_all_with_its_reason(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (signal.SIGKILL, "worker0.1 was killed by signal SIGKILL"),
+        (signal.SIGSTOP, "worker0.1 hangs or ended: the others waited for step_timeout_seconds"),
+    ],
+    ids=["killed", "stopped"],
+)
+def test_a_lost_worker_ends_all_with_its_reason(
+    number: signal.Signals, reason: str, folder: Path
+) -> None:
     before = set(engine_processes())
-    llm = LLM(str(folder), tp_size=2, **SMALL)
+    llm = LLM(str(folder), tp_size=2, step_timeout_seconds=3.0, **SMALL)
     mine = [process for process in engine_processes() if process not in before]
     errors: list[TokasaurusError] = []
 
@@ -88,9 +99,9 @@ def test_a_lost_worker_ends_all_with_its_reason(folder: Path) -> None:
     thread = threading.Thread(target=generate)
     thread.start()
     time.sleep(1.0)  # whether requests are running by then does not change what is expected
-    next(process for process in mine if process.cmdline()[-1] == "worker0.1").kill()
+    next(process for process in mine if process.cmdline()[-1] == "worker0.1").send_signal(number)
     thread.join(timeout=60)
     assert not thread.is_alive()
     llm.close()
-    assert "worker0.1 was killed by signal SIGKILL" in str(errors[0])
+    assert reason in str(errors[0])
     assert not psutil.wait_procs(mine, timeout=20)[1]

@@ -8,12 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch._dynamo.utils import counters
 
 from tests.checkpoints import EOS_ID, VOCAB_SIZE
 from tests.numerics.whole_engine import GREEDY, PAGE_SIZE, WholeEngine
 from tests.reference import greedy_reference, mixed_prompts
 from tests.unit.worker.step_driver import DrivenSequence, StepDriver
+from tokasaurus.config.compile_options import CompileOptions
 from tokasaurus.ipc.messages.to_manager import TokenSampling
+from tokasaurus.worker.forward_pass import ForwardOptions
 
 Checkpoint = Callable[..., Path]
 
@@ -81,6 +85,31 @@ def test_tokens_divided_between_ranks_change_nothing(
     expected_tokens, expected_logprobs = greedy_reference(folder, prompts, MAX_TOKENS)
     assert tokens == expected_tokens
     np.testing.assert_allclose(logprobs, expected_logprobs, atol=1e-4)
+    engine.runner.close()
+
+
+@pytest.mark.parametrize(
+    ("family", "pp_size", "tp_size", "backend"),
+    [
+        ("llama", 1, 2, "eager"),
+        # Slow: lowers eight graphs, half a minute on a busy machine.
+        pytest.param("qwen2_moe_mixed", 2, 2, "aot_eager", marks=pytest.mark.slow),
+    ],
+)
+def test_compiled_ranks_compile_nothing_after_warm_up(
+    family: str, pp_size: int, tp_size: int, backend: str, checkpoint: Checkpoint
+) -> None:
+    """Inductor, which generates code from the same graphs, has tests with one rank."""
+    torch.compiler.reset()  # the ranks of all tests share a process, and its limit of graphs
+    folder = checkpoint(family)
+    prompts = mixed_prompts(16, VOCAB_SIZE)
+    options = ForwardOptions(compile_options=CompileOptions(backend=backend))
+    engine = WholeEngine(folder, pp_size=pp_size, tp_size=tp_size, forward=options)
+    assert "compiled" in engine.runner.description
+    num_compilations = counters["stats"]["unique_graphs"]
+    tokens, _, _ = engine.generate(prompts, [GREEDY] * 16, MAX_TOKENS)
+    assert counters["stats"]["unique_graphs"] == num_compilations > 0
+    assert tokens == greedy_reference(folder, prompts, MAX_TOKENS)[0]
     engine.runner.close()
 
 

@@ -68,6 +68,7 @@ class ThreadedReplica:
                 num_stages=self.pp_size,
                 hidden=self._group(f"hidden{tp_rank}", pp_rank, self.pp_size).process_group,
                 tokens=self._group(f"tokens{tp_rank}", pp_rank, self.pp_size).process_group,
+                members=tuple(range(tp_rank, self.pp_size * self.tp_size, self.tp_size)),
             )
         division = None
         if self._division_threshold is not None:

@@ -50,7 +50,7 @@ class WholeEngine:
         division_threshold: int | None = None,
         forward: ForwardOptions = PLAIN,
     ) -> None:
-        """Steps of at least `division_threshold` tokens divide them between the ranks of a stage."""
+        """Steps of at least `division_threshold` tokens divide them between a stage's ranks."""
 
         def make_runner(replica: Replica) -> TorchRunner:
             return TorchRunner(

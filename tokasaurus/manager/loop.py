@@ -44,8 +44,7 @@ class Manager:
         policy: AdmissionPolicy | None = None,
         worker_pids: Sequence[int] = (),
     ) -> None:
-        """`connect` opens an outbox to a server's address. `worker_pids` are the workers' processes,
-        by rank."""
+        """`connect` opens an outbox to a server's address. `worker_pids`: the workers', by rank."""
         self.engine = Engine(settings, worker, policy, clock)
         self._settings = settings
         self._worker = worker

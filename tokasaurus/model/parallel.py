@@ -18,6 +18,11 @@ from tokasaurus.model.collective_operator import AllReduceOperator
 class PeerLostError(ProcessFailedError):
     """Another worker of the replica has ended or does not answer."""
 
+    def __init__(self, message: str, peers: tuple[int, ...] = ()) -> None:
+        """`peers`: ranks in the replica, one of which is meant."""
+        super().__init__(message)
+        self.peers = peers
+
 
 @dataclass(frozen=True, slots=True)
 class RankGroup:
@@ -30,6 +35,8 @@ class RankGroup:
     rank: int = 0
     size: int = 1
     process_group: Any = None
+    members: tuple[int, ...] = ()
+    """Their ranks in the replica, which errors name."""
     _operator: AllReduceOperator | None = field(init=False, default=None, compare=False)
     """`all_reduce` in compiled code."""
 
@@ -107,7 +114,7 @@ class RankGroup:
         try:
             start(self.process_group).wait()
         except RuntimeError as error:
-            raise peer_lost(error) from error
+            raise peer_lost(error, self.members) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +130,10 @@ class ParallelContext:
     """All of them; rank pp_rank * tp_size + tp_rank."""
     pp_rank: int = 0
     pp_size: int = 1
+
+    @property
+    def rank(self) -> int:
+        return self.replica.rank
 
     @property
     def tp_rank(self) -> int:
@@ -152,7 +163,8 @@ class ParallelContext:
 ALONE = ParallelContext()
 
 
-def peer_lost(error: RuntimeError) -> PeerLostError:
-    """What an error of a process group means."""
+def peer_lost(error: RuntimeError, peers: tuple[int, ...]) -> PeerLostError:
+    """What an error of a process group means, in an exchange with these ranks of the replica."""
     reason = str(error).strip().splitlines() or ["no reason given"]
-    return PeerLostError(f"Another worker of this replica has ended or hangs: {reason[-1]}")
+    message = f"Another worker of this replica has ended or hangs: {reason[-1]}"
+    return PeerLostError(message, peers)

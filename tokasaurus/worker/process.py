@@ -22,7 +22,7 @@ from tokasaurus.config.model_files import (
 )
 from tokasaurus.errors import ConfigError
 from tokasaurus.ipc.addresses import Addresses
-from tokasaurus.ipc.channels import Outbox, ZmqInbox, ZmqOutbox
+from tokasaurus.ipc.channels import Inbox, Outbox, ZmqInbox, ZmqOutbox
 from tokasaurus.ipc.messages.to_manager import WorkerReady
 from tokasaurus.ipc.messages.to_supervisor import Progress as ProgressMessage
 from tokasaurus.ipc.messages.to_worker import ToWorker
@@ -42,8 +42,6 @@ from tokasaurus.worker.torch_runner import RunnerSettings, TorchRunner
 _logger = logging.getLogger(__name__)
 
 _PROGRESS_INTERVAL_SECONDS = 0.1
-_PEERS_WORDS_SECONDS = 2.0
-"""What ended a worker reaches the supervisor before its peers say that they have lost it."""
 
 
 def run_worker(config: EngineConfig, addresses: Addresses, dp_rank: int, rank: int) -> None:
@@ -63,39 +61,58 @@ def run_worker(config: EngineConfig, addresses: Addresses, dp_rank: int, rank: i
         if device.type == "cuda":
             torch.cuda.set_device(device)  # kernels of others launch on the current one
         replica = join_replica(config, addresses, dp_rank, rank, device)
-        runner = build_runner(config, device, replica)
-        times = [time.perf_counter()]
-        runner.load(_phase(supervisor, name, "load"))
-        times.append(time.perf_counter())
-        runner.warm_up(_phase(supervisor, name, "warm-up"))
-        times.append(time.perf_counter())
-        manager.send(
-            WorkerReady(
-                rank=rank,
-                capabilities=runner.capabilities,
-                num_blocks=runner.num_blocks,
-                max_model_len=runner.max_model_len,
-                vocab_size=runner.vocab_size,
-                description=runner.description,
-                hidden_size=runner.hidden_size,
-            )
-        )
-        _logger.info(
-            "ready (loading took %.1f s, warming up %.1f s): %s",
-            times[1] - times[0],
-            times[2] - times[1],
-            runner.description,
-        )
-        parallel = replica.parallel
-        answers = parallel.is_last_stage and parallel.tp_rank == 0
-        overlap = device.type != "cpu"
-        WorkerLoop(runner, inbox, manager if answers else None, overlap=overlap).run()
-    except PeerLostError:
-        time.sleep(_PEERS_WORDS_SECONDS)
-        raise
+        try:
+            _serve(config, name, device, replica, inbox, supervisor, manager)
+        except PeerLostError as error:
+            if replica.roll_call is None:
+                raise
+            raise replica.roll_call.explain(error) from error
     finally:
         for channel in (inbox, supervisor, manager):
             channel.close()
+
+
+def _serve(
+    config: EngineConfig,
+    name: str,
+    device: torch.device,
+    replica: Replica,
+    inbox: Inbox[ToWorker],
+    supervisor: Outbox,
+    manager: Outbox,
+) -> None:
+    """Load, warm up and run steps."""
+    runner = build_runner(config, device, replica)
+    times = [time.perf_counter()]
+    runner.load(_phase(supervisor, name, "load"))
+    times.append(time.perf_counter())
+    runner.warm_up(_phase(supervisor, name, "warm-up"))
+    times.append(time.perf_counter())
+    manager.send(
+        WorkerReady(
+            rank=replica.parallel.rank,
+            capabilities=runner.capabilities,
+            num_blocks=runner.num_blocks,
+            max_model_len=runner.max_model_len,
+            vocab_size=runner.vocab_size,
+            description=runner.description,
+            hidden_size=runner.hidden_size,
+            pid=os.getpid(),
+        )
+    )
+    _logger.info(
+        "ready (loading took %.1f s, warming up %.1f s): %s",
+        times[1] - times[0],
+        times[2] - times[1],
+        runner.description,
+    )
+    if device.type == "cpu":
+        # NCCL's way to give up ends the process at once; there the manager notices.
+        replica.limit_waits(config.step_timeout_seconds)
+    parallel = replica.parallel
+    answers = parallel.is_last_stage and parallel.tp_rank == 0
+    overlap = device.type != "cpu"
+    WorkerLoop(runner, inbox, manager if answers else None, overlap=overlap).run()
 
 
 def build_runner(

@@ -16,6 +16,7 @@ from tokasaurus.ipc.addresses import Addresses
 from tokasaurus.model.divided_tokens import TokenDivision
 from tokasaurus.model.parallel import ParallelContext, RankGroup
 from tokasaurus.worker.replica import ALONE_REPLICA, Replica
+from tokasaurus.worker.roll_call import RollCall
 from tokasaurus.worker.stage_exchange import StageLinks
 from tokasaurus.worker.symmetric_memory import fused_products
 
@@ -51,16 +52,20 @@ def join_replica(
     store.set_timeout(timeout)
     groups = _GroupFactory(store, device, timeout)
     try:
-        replica = groups.make("replica", rank, pp_size * tp_size)
+        replica = groups.make("replica", rank, tuple(range(pp_size * tp_size)))
         tp = replica
         links = None
         if pp_size > 1:
-            tp = groups.make(f"tp{place.pp_rank}", place.tp_rank, tp_size)
+            first = place.pp_rank * tp_size
+            shards = tuple(range(first, first + tp_size))
+            stages = tuple(range(place.tp_rank, pp_size * tp_size, tp_size))
+            tp = groups.make(f"tp{place.pp_rank}", place.tp_rank, shards)
             links = StageLinks(
                 stage=place.pp_rank,
                 num_stages=pp_size,
-                hidden=groups.make(f"hidden{place.tp_rank}", place.pp_rank, pp_size).process_group,
-                tokens=groups.make(f"tokens{place.tp_rank}", place.pp_rank, pp_size).process_group,
+                hidden=groups.make(f"hidden{place.tp_rank}", place.pp_rank, stages).process_group,
+                tokens=groups.make(f"tokens{place.tp_rank}", place.pp_rank, stages).process_group,
+                members=stages,
             )
     except RuntimeError as error:
         raise ProcessFailedError(
@@ -73,7 +78,8 @@ def join_replica(
         products = fused_products(tp, dist.PrefixStore(f"memory-{name}", store), name, device)
         division = TokenDivision(threshold=config.async_tp_threshold, group=tp, products=products)
     context = ParallelContext(tp=tp, replica=replica, pp_rank=place.pp_rank, pp_size=pp_size)
-    return Replica(parallel=context, links=links, division=division)
+    roll_call = RollCall(store=store, dp_rank=dp_rank, rank=rank)
+    return Replica(parallel=context, links=links, division=division, roll_call=roll_call)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +88,8 @@ class _GroupFactory:
     device: torch.device
     timeout: timedelta
 
-    def make(self, name: str, rank: int, size: int) -> RankGroup:
+    def make(self, name: str, rank: int, members: tuple[int, ...]) -> RankGroup:
+        size = len(members)
         if size == 1:
             return RankGroup()
         store = dist.PrefixStore(name, self.store)
@@ -96,4 +103,4 @@ class _GroupFactory:
             options._timeout = self.timeout
             options._devices = [dist.ProcessGroupGloo.create_device(hostname=_LOOPBACK)]
             group = dist.ProcessGroupGloo(store, rank, size, options)
-        return RankGroup(rank, size, group)
+        return RankGroup(rank, size, group, members)

@@ -28,6 +28,8 @@ class StageLinks:
     num_stages: int
     hidden: Any
     tokens: Any
+    members: tuple[int, ...]
+    """The stages' ranks in the replica."""
 
 
 @dataclass(slots=True)
@@ -122,5 +124,5 @@ class StageExchange:
         try:
             work.wait()
         except RuntimeError as error:
-            raise peer_lost(error) from error
+            raise peer_lost(error, self._links.members) from error
         self._wait_seconds += time.perf_counter() - began

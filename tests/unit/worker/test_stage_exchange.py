@@ -45,7 +45,7 @@ class FakeGroup:
 
 
 def first_stage(group: FakeGroup) -> StageExchange:
-    links = StageLinks(stage=0, num_stages=2, hidden=None, tokens=group)
+    links = StageLinks(stage=0, num_stages=2, hidden=None, tokens=group, members=(0, 1))
     return StageExchange(links, 4, torch.float32, torch.device("cpu"))
 
 
@@ -110,7 +110,8 @@ def test_a_peer_that_has_gone_is_told_apart() -> None:
         def wait(self) -> None:
             raise RuntimeError("Connection closed by peer")
 
-    links = StageLinks(stage=1, num_stages=2, hidden=Broken(), tokens=None)
+    links = StageLinks(stage=1, num_stages=2, hidden=Broken(), tokens=None, members=(2, 5))
     exchange = StageExchange(links, 4, torch.float32, torch.device("cpu"))
-    with pytest.raises(PeerLostError, match="Connection closed"):
+    with pytest.raises(PeerLostError, match="Connection closed") as caught:
         exchange.receive_hidden(3)
+    assert caught.value.peers == (2, 5)

@@ -133,6 +133,8 @@ class WorkerReady(msgspec.Struct, frozen=True, kw_only=True, tag="worker_ready")
     """For the start-up line: path taken, device, dtype, backend."""
     hidden_size: int = 0
     """Of the vectors that `pooling` gives; 0 where the runner can't."""
+    pid: int = 0
+    """Of its process; 0: not known."""
 
 
 class PromptLogprobs(msgspec.Struct, frozen=True, kw_only=True):

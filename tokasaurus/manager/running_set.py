@@ -270,10 +270,10 @@ class RunningSet:
         last = int(num_computed) // self.page_size
         if last <= first:
             return NO_BLOCKS
-        token_ids = self.slots.known_tokens(slot)[first * self.page_size : last * self.page_size]
+        token_ids = self.slots.known_tokens(slot, first * self.page_size)
         return self.blocks.share(
             int(table[first - 1]) if first else sequence.request.cache_salt,
-            np.ascontiguousarray(token_ids, _KEY_TYPE).tobytes(),
+            token_ids[: (last - first) * self.page_size].astype(_KEY_TYPE, copy=False).tobytes(),
             table[first:last],
             are_computed=True,
         )

@@ -44,7 +44,7 @@ class SlotTable:
         self.num_logprobs = np.full(num_slots, -1, np.int32)
         """`num_top_logprobs` of the request."""
         self.block_table = np.zeros((num_slots, max_blocks), np.int32)
-        self._block_tokens = np.zeros(num_blocks * page_size, np.int32)
+        self._block_tokens = np.zeros((num_blocks, page_size), np.int32)
         """Outputs at the places where their KV is."""
         self._free_slots = list(range(num_slots - 1, -1, -1))
 
@@ -104,7 +104,7 @@ class SlotTable:
         self.num_blocks[slots] += 1
         self.capacity[slots] += self.page_size
         # The token may be known already; if it is not, it is written when it arrives.
-        self._block_tokens[blocks * self.page_size] = self.last_tokens[slots]
+        self._block_tokens[blocks, 0] = self.last_tokens[slots]
 
     def append_tokens(self, slots: np.ndarray, token_ids: np.ndarray) -> None:
         """One new output for each of these slots is known."""
@@ -116,23 +116,23 @@ class SlotTable:
             slots, positions = slots[has_block], positions[has_block]
             token_ids = token_ids[has_block]
         columns, offsets = np.divmod(positions, self.page_size)
-        places = self.block_table[slots, columns] * self.page_size + offsets
-        self._block_tokens[places] = token_ids
+        self._block_tokens[self.block_table[slots, columns], offsets] = token_ids
 
-    def known_tokens(self, slot: int) -> np.ndarray:
-        """int32: all known tokens of the sequence at `slot`."""
+    def known_tokens(self, slot: int, start: int = 0) -> np.ndarray:
+        """int32: the known tokens of the sequence at `slot` from token `start` on."""
         sequence = self.sequences[slot]
         assert sequence is not None
-        num_known = int(self.num_known[slot])
+        num_known = self.num_known.item(slot)
         num_initial = sequence.token_ids.size
         if num_known == num_initial:
-            return sequence.token_ids
-        token_ids = np.empty(num_known, np.int32)
-        token_ids[:num_initial] = sequence.token_ids
-        positions = np.arange(num_initial, min(num_known, int(self.capacity[slot])))
-        columns, offsets = np.divmod(positions, self.page_size)
-        places = self.block_table[slot, columns] * self.page_size + offsets
-        token_ids[num_initial : num_initial + positions.size] = self._block_tokens[places]
+            return sequence.token_ids[start:]
+        first, end = max(start, num_initial), min(num_known, self.capacity.item(slot))
+        blocks = self.block_table[slot, first // self.page_size : -(-end // self.page_size)]
+        outputs = self._block_tokens[blocks].ravel()
+        first_held = first // self.page_size * self.page_size
+        token_ids = np.empty(num_known - start, np.int32)
+        token_ids[: first - start] = sequence.token_ids[start:]
+        token_ids[first - start : end - start] = outputs[first - first_held : end - first_held]
         token_ids[-1] = self.last_tokens[slot]
         return token_ids
 

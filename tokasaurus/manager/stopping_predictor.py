@@ -93,11 +93,12 @@ class StoppingPredictor:
         """
         if num_tokens < 1:
             return
-        if kind not in self._kinds and len(self._kinds) >= _MAX_KINDS:
-            self._kinds.popitem(last=False)
-        known = self._kinds.setdefault(kind, _Kind())
+        if kind not in self._kinds:
+            if len(self._kinds) >= _MAX_KINDS:
+                self._kinds.popitem(last=False)
+            self._kinds[kind] = _Kind()
         self._kinds.move_to_end(kind)
-        known.add(prompt, num_tokens, is_stop=is_stop)
+        self._kinds[kind].add(prompt, num_tokens, is_stop=is_stop)
 
     def curve(self, kind: int, running: np.ndarray, prompts: np.ndarray) -> "StopCurve | None":
         """What is known of a kind now; None if nothing is.

@@ -129,6 +129,10 @@ TABLES: dict[type, tuple[str, dict[str, Any], Table]] = {
             ),
             "parallel_tool_calls": (ShownBy(f"{TOOLS_TEST}::test_a_call"), Refuses("no")),
             "add_generation_prompt": (Changes(False), Refuses("no")),
+            "reasoning_effort": (
+                ShownBy(f"{UNIT}/test_reasoning_effort.py::asking"),
+                Refuses("low"),
+            ),
             "chat_template_kwargs": (
                 ShownBy(f"{UNIT}/test_chat_route.py::test_template_variables"),
                 Refuses({"messages": []}),
@@ -170,6 +174,10 @@ TABLES: dict[type, tuple[str, dict[str, Any], Table]] = {
             ),
             "text": (Changes({"format": {"type": "json_object"}}), Refuses({"x": 1})),
             "metadata": (Changes({"a": "b"}), Refuses({"a": 1})),
+            "reasoning": (
+                ShownBy(f"{UNIT}/test_reasoning_effort.py::asking"),
+                Refuses({"effort": "low"}),
+            ),
         },
     ),
     MessagesRequest: (
@@ -208,6 +216,10 @@ TABLES: dict[type, tuple[str, dict[str, Any], Table]] = {
                 ShownBy(f"{UNIT}/test_messages_route.py::test_thinking"),
                 Refuses({"type": "enabled", "budget_tokens": 5}),
             ),
+            "output_config": (
+                Changes({"format": {"type": "json_schema", "schema": {"type": "object"}}}),
+                Refuses({"effort": "low"}),
+            ),
         },
     ),
     CountTokensRequest: (
@@ -220,6 +232,7 @@ TABLES: dict[type, tuple[str, dict[str, Any], Table]] = {
             "tools": (Refuses([{"name": "f", "input_schema": {}}]),),
             "tool_choice": (Refuses({"type": "any"}),),
             "thinking": (Refuses({"type": "enabled"}),),
+            "output_config": (Refuses({"effort": "low"}),),
         },
     ),
     ScoreRequest: (

@@ -100,7 +100,7 @@ def test_litellm_and_llama_index(http: httpx.Client) -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"reasoning_effort": "low"}, "reasoning_effort"),
+        ({"reasoning_effort": "medium"}, "reasoning_effort"),
         ({"store": True}, "store"),
         ({"service_tier": "flex"}, "service_tier"),
         ({"verbosity": "low"}, "verbosity"),

@@ -81,11 +81,16 @@ def test_ping_without_a_server(capsys: pytest.CaptureFixture[str]) -> None:
     assert err.count("\n") == 1
 
 
-def test_interrupt_stops_cleanly(launch: Callable[..., EngineProcess]) -> None:
-    engine = launch()
-    os.killpg(engine.popen.pid, signal.SIGINT)  # what Ctrl-C does
-    assert engine.wait() == 0, engine.output
+@pytest.mark.parametrize("num_servers", [1, 2])
+def test_interrupt_stops_cleanly(launch: Callable[..., EngineProcess], num_servers: int) -> None:
+    engine = launch(f"server_workers={num_servers}")
+    body = {"prompt": "x", "max_tokens": 1500, "ignore_eos": True, "stream": True}
+    with httpx.stream("POST", f"{engine.url}/v1/completions", json=body, timeout=30) as reply:
+        next(reply.iter_lines())
+        os.killpg(engine.popen.pid, signal.SIGINT)  # what Ctrl-C does
+        assert engine.wait() == 0, engine.output
     assert "Traceback" not in engine.output
+    assert "ERROR" not in engine.output
 
 
 def test_stuck_process_is_killed_in_the_end(launch: Callable[..., EngineProcess]) -> None:

@@ -51,7 +51,7 @@ class Engine:
         """All that have not ended, by request id."""
         self._num_arrivals = 0
         self._stop_tokens = StopTokens(worker.vocab_size)
-        self._preempter = Preempter(self.queue, self.running)
+        self._preempter = Preempter(self.queue, self.running, clock)
         self._onboarder = Onboarder(self.queue, self.running, self.policy)
         self._scheduler = Scheduler(
             settings, worker.capabilities, self.running, self._preempter, self._pacer
@@ -130,10 +130,17 @@ class Engine:
         step_input, in_flight = self._builder.build(step)
         self._in_flight.append(in_flight)
         for chunk in step.chunks:
-            if chunk.is_first and not chunk.sequence.num_preemptions:
-                chunk.sequence.queue_seconds = self._clock() - chunk.sequence.queued_at
-                self.counters.num_cached_tokens += chunk.sequence.num_cached_tokens or 0
+            if chunk.is_first:
+                self._note_start(chunk.sequence)
         return step_input
+
+    def _note_start(self, sequence: Sequence) -> None:
+        seconds = self._clock() - sequence.queued_at
+        if sequence.queue_seconds is None:
+            sequence.queue_seconds = seconds
+            self.counters.num_cached_tokens += sequence.num_cached_tokens or 0
+        elif not sequence.has_run_since_it_waited:
+            sequence.resumed_at.append(seconds)
 
     def onboard(self) -> None:
         """Give seats to whoever fits, as every `schedule` does first."""
@@ -206,6 +213,8 @@ class Engine:
                 num_preemptions=sequence.num_preemptions,
                 error=error,
                 queue_seconds=sequence.queue_seconds,
+                preempted_at=sequence.preempted_at,
+                resumed_at=sequence.resumed_at,
             )
         )
 

@@ -4,6 +4,8 @@ A victim first receives its tokens in flight (and may end by them), then waits a
 queue; its computed blocks stay cached until others need them.
 """
 
+from collections.abc import Callable
+
 from tokasaurus.manager.queues import RequestQueue
 from tokasaurus.manager.running_set import RunningSet
 from tokasaurus.manager.sequence import Sequence, SequenceState
@@ -12,9 +14,12 @@ from tokasaurus.manager.sequence import Sequence, SequenceState
 class Preempter:
     """Chooses victims and queues them again."""
 
-    def __init__(self, queue: RequestQueue, running: RunningSet) -> None:
+    def __init__(
+        self, queue: RequestQueue, running: RunningSet, clock: Callable[[], float]
+    ) -> None:
         self._queue = queue
         self._running = running
+        self._clock = clock
         self._waiting: list[Sequence] = []
         """Victims with tokens in flight."""
         self.num_preemptions = 0
@@ -66,6 +71,8 @@ class Preempter:
         sequence.is_preempting = False
         sequence.state = SequenceState.QUEUED
         sequence.num_preemptions += 1
+        if sequence.has_run_since_it_waited:
+            sequence.preempted_at.append(self._clock() - sequence.queued_at)
         self.num_preemptions += 1
         self._queue.push_preempted(sequence)
 

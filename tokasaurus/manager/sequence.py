@@ -55,6 +55,10 @@ class Sequence:
     num_cached_tokens: int | None = None
     """Prompt tokens it did not have to compute the first time it ran; None before that."""
     num_preemptions: int = 0
+    preempted_at: list[float] = field(default_factory=list)
+    """Seconds from its arrival until it stopped running, each time that it was made to wait."""
+    resumed_at: list[float] = field(default_factory=list)
+    """Seconds from its arrival until its next chunk was scheduled, each time."""
     num_scored_tokens: int = 1
     """Prompt tokens whose log-probabilities are sent or, like the first one's, don't exist."""
     num_prompt_tokens: int = field(init=False)
@@ -94,6 +98,12 @@ class Sequence:
     @property
     def request_id(self) -> int:
         return self.request.request_id
+
+    @property
+    def has_run_since_it_waited(self) -> bool:
+        """A sequence can lose its seat before any of its chunks was scheduled."""
+        has_run = self.queue_seconds is not None
+        return has_run and len(self.preempted_at) == len(self.resumed_at)
 
     def max_num_blocks(self, page_size: int) -> int:
         """Blocks when it ends by length."""

@@ -36,6 +36,8 @@ class SampleTimes(msgspec.Struct, kw_only=True):
     num_cached_tokens: int
     num_output_tokens: int
     num_preemptions: int
+    preempted: list[tuple[float, float]]
+    """From, to: when it had lost its seat to others, in order."""
     finish_reason: str
     error: str | None = None
 
@@ -46,13 +48,23 @@ class SampleTimes(msgspec.Struct, kw_only=True):
         started_at = min(self.submitted_at + (self.queue_seconds or 0.0), self.ended_at)
         phases = [("queued", self.submitted_at, started_at)]
         if self.first_token_at is None:
-            return [*phases, ("prefill", started_at, self.ended_at)]
+            return [*phases, *self._interrupted("prefill", started_at, self.ended_at)]
         first_token_at = max(started_at, self.first_token_at)
         return [
             *phases,
-            ("prefill", started_at, first_token_at),
-            ("decode", first_token_at, self.ended_at),
+            *self._interrupted("prefill", started_at, first_token_at),
+            *self._interrupted("decode", first_token_at, self.ended_at),
         ]
+
+    def _interrupted(self, name: str, start: float, end: float) -> list[tuple[str, float, float]]:
+        """A phase in pieces, with the waits of a preempted sequence between them."""
+        pieces = []
+        for lost_at, resumed_at in self.preempted:
+            if start <= lost_at < end:
+                resumed_at = min(resumed_at, end)
+                pieces += [(name, start, lost_at), ("preempted", lost_at, resumed_at)]
+                start = resumed_at
+        return [*pieces, (name, start, end)]
 
 
 class RequestTracer:
@@ -148,6 +160,7 @@ class RequestTrace:
                 "gen_ai.usage.cache_read.input_tokens": sample.num_cached_tokens,
             },
             "decode": {"gen_ai.usage.output_tokens": sample.num_output_tokens},
+            "preempted": {},
         }
         for name, start, end in sample.phases():
             span = self._tracer.start_span(

@@ -111,7 +111,7 @@ class _ReplicaHistograms:
 
 
 def _times_of(generation: Generation, now: float, queue_seconds: float | None) -> SampleTimes:
-    error = generation.error
+    error, begun = generation.error, generation.submitted_at
     return SampleTimes(
         index=generation.index,
         submitted_at=generation.submitted_at,
@@ -122,6 +122,10 @@ def _times_of(generation: Generation, now: float, queue_seconds: float | None) -
         num_cached_tokens=generation.num_cached_tokens,
         num_output_tokens=len(generation.output_ids),
         num_preemptions=generation.num_preemptions,
+        preempted=[
+            (begun + lost, now if resumed is None else begun + resumed)
+            for lost, resumed in generation.preemptions
+        ],
         finish_reason=str(generation.finish_reason),
         error=None if error is None else f"{type(error).__name__}: {error}",
     )

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -59,6 +60,7 @@ class Generation:
         "num_preemptions",
         "output_ids",
         "params",
+        "preemptions",
         "prompt_logprobs",
         "request",
         "stop_reason",
@@ -94,6 +96,8 @@ class Generation:
         """Why it failed, if `finish_reason` is "error"."""
         self.num_cached_tokens = 0
         self.num_preemptions = 0
+        self.preemptions: list[tuple[float, float | None]] = []
+        """Seconds from `submitted_at`: when it lost its seat, and when it ran again."""
         self.is_cancelled = False
         self.submitted_at = time.monotonic()
         self.first_token_at: float | None = None
@@ -169,6 +173,7 @@ class Generation:
         """Its sequence has ended; all its tokens were added before."""
         self.num_cached_tokens = finished.num_cached_tokens
         self.num_preemptions = finished.num_preemptions
+        self.preemptions = list(zip_longest(finished.preempted_at, finished.resumed_at))
         if self.finish_reason is not None:
             return
         if self.discards_output and finished.reason in ("stop", "length"):

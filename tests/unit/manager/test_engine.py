@@ -166,6 +166,11 @@ def test_preemption_keeps_tokens(steps_ahead: int) -> None:
     harness.check_empty()
     assert sum(f.num_preemptions for f in harness.finished.values()) > 0
     assert harness.engine.update_counters().num_preemptions > 0
+    for finished in harness.finished.values():
+        assert len(finished.preempted_at) == len(finished.resumed_at) <= finished.num_preemptions
+        times = zip(finished.preempted_at, finished.resumed_at, strict=True)
+        waits = [time for wait in times for time in wait]
+        assert waits == sorted(waits)
 
 
 @pytest.mark.parametrize("interval", [1, 2, 5])

@@ -1,5 +1,7 @@
 """Options of tracing, and the phases of samples."""
 
+from typing import Any
+
 import pytest
 
 from tests.otlp_collector import collecting
@@ -8,12 +10,13 @@ from tokasaurus.observability import tracing
 from tokasaurus.observability.tracing import RequestTracer, SampleTimes
 
 
-def times(**values: float | None) -> SampleTimes:
-    defaults = {
+def times(**values: Any) -> SampleTimes:
+    defaults: dict[str, Any] = {
         "submitted_at": 10.0,
         "queue_seconds": 1.0,
         "first_token_at": 13.0,
         "ended_at": 20.0,
+        "preempted": [],
     }
     return SampleTimes(
         index=0,
@@ -34,6 +37,21 @@ def test_phases_follow_one_another() -> None:
     ]
     assert times(first_token_at=None).phases()[1:] == [("prefill", 11.0, 20.0)]
     assert times(queue_seconds=None, first_token_at=None).phases() == [("queued", 10.0, 20.0)]
+
+
+def test_the_wait_of_a_preempted_sequence_is_no_decode() -> None:
+    waits = [(12.0, 12.5), (14.0, 15.0), (18.0, 25.0)]
+    assert times(preempted=waits).phases() == [
+        ("queued", 10.0, 11.0),
+        ("prefill", 11.0, 12.0),
+        ("preempted", 12.0, 12.5),
+        ("prefill", 12.5, 13.0),
+        ("decode", 13.0, 14.0),
+        ("preempted", 14.0, 15.0),
+        ("decode", 15.0, 18.0),
+        ("preempted", 18.0, 20.0),
+        ("decode", 20.0, 20.0),
+    ]
 
 
 def test_clocks_that_disagree_make_no_negative_phase() -> None:

@@ -250,24 +250,38 @@ def test_what_needs_no_grammar_has_none() -> None:
     assert grammar.output(ANSWER, ToolUse(), "none") is ANSWER
 
 
-@pytest.mark.parametrize(
-    ("parameters", "named"),
-    [
-        ({"uniqueItems": True}, "uniqueItems"),
-        ({"type": "array"}, "object"),
-        ({"properties": {"child": {"$ref": "#"}}}, "ref"),
-        ({"properties": {"x": {"type": "rhyme"}}}, "rhyme"),
-    ],
-)
+BEYOND_ENFORCING = [
+    ({"uniqueItems": True}, "uniqueItems"),
+    ({"type": "array"}, "object"),
+    ({"properties": {"child": {"$ref": "#"}}}, "ref"),
+    ({"properties": {"x": {"type": "rhyme"}}}, "rhyme"),
+]
+
+
+@pytest.mark.parametrize(("parameters", "named"), BEYOND_ENFORCING)
 @pytest.mark.parametrize("kind", ["hermes", "mistral, bare"])
 def test_the_schema_that_can_not_be_enforced_is_named(
     kind: str, parameters: Any, named: str
 ) -> None:
     if kind == "mistral, bare" and named == "ref":
         return  # arguments stand alone there, so that references lead where they should
-    tools = [*tools_of("fine"), *tools_of("other", parameters=parameters)]
+    tools = [*tools_of("fine"), *tools_of("other", parameters=parameters, strict=True)]
     use = tool_use_of(tools, "required", parallel=True)
     with pytest.raises(InvalidRequestError, match=named) as caught:
         grammar_of(kind, use)
     assert caught.value.param == "tools[0].function.parameters"
     assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("parameters", [parameters for parameters, _ in BEYOND_ENFORCING])
+def test_forced_tools_that_are_not_strict_take_any_object_then(parameters: Any) -> None:
+    def call(name: str, arguments: str) -> str:
+        text = f'{{"name": "{name}", "arguments": {arguments}}}'
+        return f"<tool_call>\n{text}\n</tool_call>"
+
+    fine, other = tools_of("fine"), tools_of("other", parameters=parameters)
+    walker = walker_of("hermes")
+    grammar = grammar_of("hermes", tool_use_of([*fine, *other], "required", parallel=False))
+    assert walker.accepts(grammar, call("other", '{"anything": [1]}'))
+    assert not walker.accepts(grammar, call("other", "[1]"))
+    assert not walker.accepts(grammar, call("fine", '{"anything": [1]}'))

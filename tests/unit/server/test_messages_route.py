@@ -220,9 +220,29 @@ def test_thinking() -> None:
     roomy(check)
 
 
+def test_a_format_of_the_text() -> None:
+    async def check(server: TinyServer) -> None:
+        says(server, '{"ok": true}')
+        schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}}
+        wanted = {"type": "json_schema", "schema": schema}
+        message = await create(server, output_config={"format": wanted})
+        assert message["content"][0]["text"] == '{"ok": true}'
+        assert "boolean" in server.manager.requests[-1].sampling.grammar
+        await create(server, output_config={"format": None})
+        assert not server.manager.requests[-1].sampling.grammar
+
+    roomy(check)
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [
+        ({"output_config": 5}, "output_config"),
+        ({"output_config": {"style": "short"}}, "output_config"),
+        ({"output_config": {"format": {"type": "json_object"}}}, "output_config.format"),
+        ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format"),
+        ({"output_config": {"effort": "low"}}, "output_config.effort"),
+        ({"thread": {"type": "create"}}, "thread"),
         ({"messages": []}, "messages"),
         ({"messages": [5]}, "messages[0]"),
         ({"messages": [{"role": "system", "content": "x"}]}, "messages[0]"),

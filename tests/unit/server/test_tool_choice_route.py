@@ -252,6 +252,7 @@ def test_tools_schemas_reach_errors_by_name() -> None:
         ):
             tools = json.loads(json.dumps(tools_for(path)).replace("integer", "rhyme"))
             tools[0] = tools_for(path)[0]
+            (tools[1]["function"] if path == CHAT else tools[1])["strict"] = True
             body = BODIES[path] | {"tools": tools, "tool_choice": REQUIRED[path]}
             response = await server.post(path, body)
             assert response.status_code == 400

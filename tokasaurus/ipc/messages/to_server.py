@@ -53,6 +53,10 @@ class RequestFinished(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
     queue_seconds: float | None = None
     """From its arrival at the manager to its first onboarding; None if unknown or never."""
+    preempted_at: list[float] = []
+    """Seconds from its arrival until it stopped running, each time that it was made to wait."""
+    resumed_at: list[float] = []
+    """Seconds from its arrival until it ran again, each time; one less if it ended before."""
 
 
 class EngineOutputs(msgspec.Struct, frozen=True, kw_only=True, tag="outputs"):

@@ -1,6 +1,7 @@
 """POST /v1/chat/completions."""
 
 import time
+from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Request, Response
@@ -11,6 +12,7 @@ from tokasaurus.server.chat_turns import ChatTurn, RunningTurn, start_turn
 from tokasaurus.server.generation import Generation
 from tokasaurus.server.ids import new_id
 from tokasaurus.server.openapi import answers, takes
+from tokasaurus.server.reasoning.effort import effort_variables, with_own_variables
 from tokasaurus.server.schemas.chat_completions import (
     ChatChunk,
     ChatChunkChoice,
@@ -50,7 +52,7 @@ async def create_chat_completion(request: Request) -> Response:
             body.tool_choice,
             parallel=body.parallel_tool_calls is not False,
         ),
-        template_variables=body.chat_template_kwargs,
+        template_variables=_template_variables(state, body),
         add_generation_prompt=body.add_generation_prompt is not False,
         add_special_tokens=bool(body.add_special_tokens),
         truncate_prompt_tokens=body.truncate_prompt_tokens,
@@ -68,6 +70,16 @@ async def create_chat_completion(request: Request) -> Response:
     if generations is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     return Response(msgspec.json.encode(maker.whole(generations)), media_type="application/json")
+
+
+def _template_variables(state: ServerState, body: ChatCompletionRequest) -> dict[str, Any] | None:
+    if body.reasoning_effort is None:
+        return body.chat_template_kwargs
+    param = "reasoning_effort"
+    variables = effort_variables(
+        body.reasoning_effort, state.chat_template, state.output_format, param=param
+    )
+    return with_own_variables(body.chat_template_kwargs, variables, param=param)
 
 
 class _ChatMaker:

@@ -12,6 +12,7 @@ from tokasaurus.server.messages.conversation import chat_messages, message_tool_
 from tokasaurus.server.messages.writing import MessageWriter, message_error
 from tokasaurus.server.openapi import answers, takes
 from tokasaurus.server.parameter_names import parameters_called
+from tokasaurus.server.reasoning.effort import effort_variables, thinking_off
 from tokasaurus.server.sampling_params import SamplingParams
 from tokasaurus.server.schemas.messages import (
     CountTokensRequest,
@@ -69,7 +70,9 @@ async def count_tokens(request: Request) -> Response:
     body = await parse_body(request, CountTokensRequest, state.max_body_bytes)
     state.check_ready()
     state.check_model(body.model)
-    text = render_turn(state, _turn(state, body, SamplingParams()))
+    text = render_turn(
+        state, _turn(state, body, SamplingParams(structured_output=body.text_output()))
+    )
     [ids] = await state.encoding_pool.encode([text], add_special_tokens=False)
     return _json(TokenCount(len(ids)))
 
@@ -79,18 +82,18 @@ def _turn(state: ServerState, body: CountTokensRequest, params: SamplingParams) 
         messages=chat_messages(body.messages, body.system),
         params=params,
         tool_use=message_tool_use(body.tools, body.tool_choice),
-        template_variables=_thinking_variables(state, body.thinking),
+        template_variables=_thinking_variables(state, body.thinking)
+        | effort_variables(
+            body.effort, state.chat_template, state.output_format, param="output_config.effort"
+        ),
     )
 
 
-def _thinking_variables(state: ServerState, thinking: Any) -> dict[str, Any] | None:
-    """Models that think do so by default; their templates can turn it off."""
+def _thinking_variables(state: ServerState, thinking: Any) -> dict[str, Any]:
     if thinking in (None, {"type": "adaptive"}):
-        return None
+        return {}
     if thinking == {"type": "disabled"}:
-        template = state.chat_template
-        can_choose = template is not None and template.mentions("enable_thinking")
-        return {"enable_thinking": False} if can_choose else None
+        return thinking_off(state.chat_template)
     raise InvalidRequestError(
         "'thinking' must be of type 'disabled' or 'adaptive': this server can't hold a model to a "
         "budget of thoughts.",

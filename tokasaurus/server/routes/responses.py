@@ -8,6 +8,7 @@ from tokasaurus.server.body import parse_body
 from tokasaurus.server.chat_turns import ChatTurn, start_turn
 from tokasaurus.server.openapi import answers, takes
 from tokasaurus.server.parameter_names import parameters_called
+from tokasaurus.server.reasoning.effort import effort_variables
 from tokasaurus.server.responses.conversation import input_messages, response_tools
 from tokasaurus.server.responses.writing import ResponseWriter
 from tokasaurus.server.schemas.responses import DeletedResponse, ModelResponse, ResponsesRequest
@@ -51,6 +52,9 @@ async def create_response(request: Request) -> Response:
             response_tools(body.tools),
             body.tool_choice,
             parallel=body.parallel_tool_calls is not False,
+        ),
+        template_variables=effort_variables(
+            body.effort, state.chat_template, state.output_format, param="reasoning.effort"
         ),
     )
     with parameters_called(_NAMES):

@@ -7,6 +7,7 @@ from msgspec import UNSET, UnsetType
 from pydantic import ConfigDict, Field, WithJsonSchema
 
 from tokasaurus.errors import InvalidRequestError
+from tokasaurus.server.reasoning.effort import EFFORTS
 from tokasaurus.server.sampling_params import MAX_LOGPROBS, SamplingParams
 from tokasaurus.server.schemas.sampling_fields import SamplingFields
 from tokasaurus.server.schemas.usage import Usage
@@ -75,6 +76,11 @@ class ChatCompletionRequest(SamplingFields):
     tools: Annotated[Any, WithJsonSchema({"anyOf": [TOOLS_SCHEMA, {"type": "null"}]})] = None
     tool_choice: Annotated[Any, WithJsonSchema(CHAT_TOOL_CHOICE_SCHEMA)] = None
     parallel_tool_calls: bool | None = Field(None, description="false: at most one call.")
+    reasoning_effort: str | None = Field(
+        None,
+        description="Refused where the model's chat template has no such choice.",
+        json_schema_extra={"enum": [None, *EFFORTS]},
+    )
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = Field(
         None, description="Variables for the model's chat template."

@@ -7,8 +7,11 @@ from msgspec import UNSET, UnsetType
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from tokasaurus.errors import InvalidRequestError
+from tokasaurus.server.reasoning.effort import EFFORTS
 from tokasaurus.server.sampling_params import SamplingParams
 from tokasaurus.server.schemas.sampling_fields import describe_ranges
+from tokasaurus.server.schemas.structured_fields import text_format_output
+from tokasaurus.server.structured_output import StructuredOutput
 from tokasaurus.server.tools.definitions import NAME_PATTERN
 
 
@@ -86,6 +89,34 @@ _STOP_SCHEMA = {"type": "string", "minLength": 1}
 _THINKING_SCHEMA = {"enum": [None, {"type": "disabled"}, {"type": "adaptive"}]}
 
 
+_OUTPUT_CONFIG_SCHEMA = {
+    "anyOf": [
+        {
+            "type": "object",
+            "properties": {
+                "format": {
+                    "anyOf": [
+                        {
+                            "type": "object",
+                            "properties": {
+                                "type": {"const": "json_schema"},
+                                "schema": {"type": "object"},
+                            },
+                            "required": ["type", "schema"],
+                            "additionalProperties": False,
+                        },
+                        {"type": "null"},
+                    ]
+                },
+                "effort": {"enum": [None, *EFFORTS]},
+            },
+            "additionalProperties": False,
+        },
+        {"type": "null"},
+    ]
+}
+
+
 class CountTokensRequest(BaseModel):
     """What a prompt is made of."""
 
@@ -97,6 +128,31 @@ class CountTokensRequest(BaseModel):
     tools: Annotated[Any, WithJsonSchema({"anyOf": [_TOOLS_SCHEMA, {"type": "null"}]})] = None
     tool_choice: Annotated[Any, WithJsonSchema(_TOOL_CHOICE_SCHEMA)] = None
     thinking: Annotated[Any, WithJsonSchema(_THINKING_SCHEMA)] = None
+    output_config: Annotated[Any, WithJsonSchema(_OUTPUT_CONFIG_SCHEMA)] = Field(
+        None, description="A format that the text has to match, and an effort of reasoning."
+    )
+
+    @property
+    def effort(self) -> Any:
+        return self._output_options().get("effort")
+
+    def text_output(self) -> StructuredOutput | None:
+        """What the text has to match. Raises InvalidRequestError if that can't be enforced."""
+        param = "output_config.format"
+        wanted = self._output_options().get("format")
+        if wanted is None:
+            return None
+        if not isinstance(wanted, dict) or wanted.get("type") != "json_schema":
+            raise InvalidRequestError(f"{param!r} must be of type 'json_schema'.", param=param)
+        return text_format_output(wanted, param=param)
+
+    def _output_options(self) -> dict[str, Any]:
+        options = {} if self.output_config is None else self.output_config
+        if not isinstance(options, dict) or options.keys() - {"format", "effort"}:
+            raise InvalidRequestError(
+                "'output_config' takes only a format and an effort.", param="output_config"
+            )
+        return options
 
 
 class MessagesRequest(CountTokensRequest):
@@ -124,7 +180,12 @@ class MessagesRequest(CountTokensRequest):
             for name in ("temperature", "top_p", "top_k")
             if (value := getattr(self, name)) is not None
         }
-        return SamplingParams(max_tokens=self.max_tokens, stop=self.stop_sequences or (), **values)
+        return SamplingParams(
+            max_tokens=self.max_tokens,
+            stop=self.stop_sequences or (),
+            structured_output=self.text_output(),
+            **values,
+        )
 
 
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]

@@ -18,88 +18,89 @@ class ResponseEvent(msgspec.Struct, kw_only=True, tag_field="type"):
     sequence_number: int = 0
 
 
-class ResponseCreated(ResponseEvent, kw_only=True, tag="response.created"):
+class WholeResponse(ResponseEvent, kw_only=True):
     response: ModelResponse
 
 
-class ResponseInProgress(ResponseEvent, kw_only=True, tag="response.in_progress"):
-    response: ModelResponse
+class ResponseCreated(WholeResponse, kw_only=True, tag="response.created"):
+    pass
 
 
-class ResponseCompleted(ResponseEvent, kw_only=True, tag="response.completed"):
-    response: ModelResponse
+class ResponseInProgress(WholeResponse, kw_only=True, tag="response.in_progress"):
+    pass
 
 
-class ResponseIncomplete(ResponseEvent, kw_only=True, tag="response.incomplete"):
-    response: ModelResponse
+class ResponseCompleted(WholeResponse, kw_only=True, tag="response.completed"):
+    pass
 
 
-class ResponseFailed(ResponseEvent, kw_only=True, tag="response.failed"):
-    response: ModelResponse
+class ResponseIncomplete(WholeResponse, kw_only=True, tag="response.incomplete"):
+    pass
 
 
-class ItemAdded(ResponseEvent, kw_only=True, tag="response.output_item.added"):
+class ResponseFailed(WholeResponse, kw_only=True, tag="response.failed"):
+    pass
+
+
+class ItemEvent(ResponseEvent, kw_only=True):
     output_index: int
     item: OutputItem
 
 
-class ItemDone(ResponseEvent, kw_only=True, tag="response.output_item.done"):
-    output_index: int
-    item: OutputItem
+class ItemAdded(ItemEvent, kw_only=True, tag="response.output_item.added"):
+    pass
 
 
-class PartAdded(ResponseEvent, kw_only=True, tag="response.content_part.added"):
+class ItemDone(ItemEvent, kw_only=True, tag="response.output_item.done"):
+    pass
+
+
+class PieceEvent(ResponseEvent, kw_only=True):
+    """About a piece of an item."""
+
     item_id: str
     output_index: int
+
+
+class PartEvent(PieceEvent, kw_only=True):
     content_index: int = 0
     part: ContentPart
 
 
-class PartDone(ResponseEvent, kw_only=True, tag="response.content_part.done"):
-    item_id: str
-    output_index: int
-    content_index: int = 0
-    part: ContentPart
+class PartAdded(PartEvent, kw_only=True, tag="response.content_part.added"):
+    pass
 
 
-class TextDelta(ResponseEvent, kw_only=True, tag="response.output_text.delta"):
-    item_id: str
-    output_index: int
+class PartDone(PartEvent, kw_only=True, tag="response.content_part.done"):
+    pass
+
+
+class TextDelta(PieceEvent, kw_only=True, tag="response.output_text.delta"):
     content_index: int = 0
     delta: str
     logprobs: list[str] = []
 
 
-class TextDone(ResponseEvent, kw_only=True, tag="response.output_text.done"):
-    item_id: str
-    output_index: int
+class TextDone(PieceEvent, kw_only=True, tag="response.output_text.done"):
     content_index: int = 0
     text: str
     logprobs: list[str] = []
 
 
-class ReasoningDelta(ResponseEvent, kw_only=True, tag="response.reasoning_text.delta"):
-    item_id: str
-    output_index: int
+class ReasoningDelta(PieceEvent, kw_only=True, tag="response.reasoning_text.delta"):
     content_index: int = 0
     delta: str
 
 
-class ReasoningDone(ResponseEvent, kw_only=True, tag="response.reasoning_text.done"):
-    item_id: str
-    output_index: int
+class ReasoningDone(PieceEvent, kw_only=True, tag="response.reasoning_text.done"):
     content_index: int = 0
     text: str
 
 
-class ArgumentsDelta(ResponseEvent, kw_only=True, tag="response.function_call_arguments.delta"):
-    item_id: str
-    output_index: int
+class ArgumentsDelta(PieceEvent, kw_only=True, tag="response.function_call_arguments.delta"):
     delta: str
 
 
-class ArgumentsDone(ResponseEvent, kw_only=True, tag="response.function_call_arguments.done"):
-    item_id: str
-    output_index: int
+class ArgumentsDone(PieceEvent, kw_only=True, tag="response.function_call_arguments.done"):
     name: str
     arguments: str

@@ -6,6 +6,7 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from tokasaurus.errors import InvalidRequestError
+from tokasaurus.server.reasoning.effort import EFFORTS
 from tokasaurus.server.sampling_params import SamplingParams
 from tokasaurus.server.schemas.sampling_fields import describe_ranges
 from tokasaurus.server.schemas.structured_fields import TEXT_OPTIONS_SCHEMA, text_format_output
@@ -96,6 +97,16 @@ _TOOLS_SCHEMA = {
         {"type": "null"},
     ]
 }
+_REASONING_SCHEMA = {
+    "anyOf": [
+        {
+            "type": "object",
+            "properties": {"effort": {"enum": [None, *EFFORTS]}, "summary": {"type": "null"}},
+            "additionalProperties": False,
+        },
+        {"type": "null"},
+    ]
+}
 NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "background": (False,),
     "context_management": ([],),
@@ -104,7 +115,6 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "max_tool_calls": (),
     "moderation": (),
     "prompt": (),
-    "reasoning": ({}, {"effort": None}, {"summary": None}, {"effort": None, "summary": None}),
     "service_tier": ("auto", "default"),
     "stream_options": ({}, {"include_obfuscation": False}, {"include_obfuscation": True}),
     "top_logprobs": (0,),
@@ -159,6 +169,9 @@ class ResponsesRequest(BaseModel):
     text: Annotated[Any, WithJsonSchema(TEXT_OPTIONS_SCHEMA)] = Field(
         None, description="What the text has to match."
     )
+    reasoning: Annotated[Any, WithJsonSchema(_REASONING_SCHEMA)] = Field(
+        None, description="Refused where the model's chat template has no such choice."
+    )
     metadata: dict[str, str] | None = Field(None, description="Kept with the response.")
 
     def check(self) -> None:
@@ -182,6 +195,21 @@ class ResponsesRequest(BaseModel):
         return SamplingParams(
             max_tokens=self.max_output_tokens, structured_output=self._text_output(), **values
         )
+
+    @property
+    def effort(self) -> Any:
+        """Of its reasoning. Raises InvalidRequestError for what else is asked of that."""
+        options = {} if self.reasoning is None else self.reasoning
+        if not isinstance(options, dict) or options.keys() - {"effort", "summary"}:
+            raise InvalidRequestError("'reasoning' takes only an effort.", param="reasoning")
+        if options.get("summary") is not None:
+            raise InvalidRequestError(
+                "This server does not support 'reasoning.summary': it shows reasoning as it is; "
+                "leave it out.",
+                param="reasoning.summary",
+                code="unsupported_parameter",
+            )
+        return options.get("effort")
 
     def _text_output(self) -> StructuredOutput | None:
         options = {} if self.text is None else self.text
@@ -270,7 +298,7 @@ class IncompleteDetails(msgspec.Struct):
 
 
 class ReasoningOptions(msgspec.Struct):
-    effort: None = None
+    effort: str | None = None
     summary: None = None
 
 

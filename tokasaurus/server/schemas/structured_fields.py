@@ -121,12 +121,9 @@ def structured_output(fields: Mapping[str, Any]) -> StructuredOutput | None:
     return None
 
 
-def text_format_output(value: Any) -> StructuredOutput | None:
-    """What `text.format` of a /v1/responses request asks for; None if any text will do.
-
-    Raises InvalidRequestError if it can't be enforced.
-    """
-    param = "text.format"
+def text_format_output(value: Any, *, param: str = "text.format") -> StructuredOutput | None:
+    """What `text.format` of a /v1/responses request asks for, or what another API calls `param`;
+    None if any text will do. Raises InvalidRequestError if it can't be enforced."""
     if value in (None, {"type": "text"}):
         return None
     if isinstance(value, dict) and value.get("type") == "json_schema":

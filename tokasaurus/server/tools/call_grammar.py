@@ -1,10 +1,12 @@
 """Tool calls as grammars: in a model family's own form, with arguments that match the schemas."""
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tokasaurus.errors import InvalidRequestError
 from tokasaurus.server.grammar_writing import json_value, literal, refused
 from tokasaurus.server.structured_output import StructuredOutput
 from tokasaurus.server.tools.definitions import Tool
@@ -12,6 +14,7 @@ from tokasaurus.tokenization.tokenizer import Tokenizer
 
 Pieces = tuple[str | re.Pattern[str], ...]
 """Texts and regular expressions. A text that is the name of a special token stands for that."""
+_ANY_OBJECT = {"type": "object"}
 _DEFINITIONS = ("$defs", "definitions")
 
 
@@ -43,8 +46,9 @@ class CallGrammar:
     ) -> str:
         """`calls`: one to `max_calls` (None: any number) calls of the tools, and nothing else.
 
-        The arguments of the `checked` tools match their schemas; those of others are objects.
-        Raises InvalidRequestError, naming tool and keyword, for schemas that can't be enforced.
+        The arguments of the `checked` tools match their schemas; those of others are objects, and
+        so are those of tools that are not strict where their schemas can't be enforced. Raises
+        InvalidRequestError, naming tool and keyword, for strict tools' schemas of that kind.
         """
         begin, _ = self._rules_of_calls()
         return "\n".join([begin, *self._rules_within(tools, checked, max_calls)])
@@ -85,7 +89,14 @@ class CallGrammar:
             yield f"call_{i}: {self._call(tool, is_checked=tool.name in checked)}"
 
     def _call(self, tool: Tool, *, is_checked: bool) -> str:
-        parameters = tool.parameters if is_checked else {"type": "object"}
+        if is_checked and tool.is_strict:
+            return self._call_with(tool, tool.parameters)
+        if is_checked:
+            with contextlib.suppress(InvalidRequestError):
+                return self._call_with(tool, tool.parameters)
+        return self._call_with(tool, _ANY_OBJECT)
+
+    def _call_with(self, tool: Tool, parameters: Mapping[str, Any]) -> str:
         syntax, param = self._syntax, tool.parameters_param
         if parameters.get("type", "object") != "object":
             raise refused(param, "arguments are always an object")

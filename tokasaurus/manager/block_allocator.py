@@ -136,6 +136,6 @@ class BlockAllocator:
         assert (self.ref_counts[is_private] == 1).all(), "a private block is shared"
         num_used = int(np.count_nonzero(self.ref_counts > 0))
         assert self._num_free + self._num_cached + num_used == self.num_blocks, "a block is lost"
-        for _, path in self.tree.paths():
-            is_scheduled = self.is_scheduled[path]
-            assert (is_scheduled[1:] <= is_scheduled[:-1]).all(), f"{path} is computed below only"
+        for segment in self.tree.segments():
+            is_scheduled = self.is_scheduled[segment]
+            assert (is_scheduled[1:] <= is_scheduled[:-1]).all(), f"{segment}: computed below only"

@@ -190,15 +190,16 @@ class PrefixTree:
         run = self._runs[self._heads.item(block)]
         return not run.children and run.blocks.item(-1) == block
 
-    def paths(self) -> Iterator[tuple[str, np.ndarray]]:
-        """(salt, blocks from the root) of every run, parents before children."""
-        waiting = [(salt, root, NO_BLOCKS) for salt, root in self._roots.items()]
-        while waiting:
-            salt, run, above = waiting.pop()
-            path = np.concatenate([above, run.blocks])
-            if run.blocks.size:
-                yield salt, path
-            waiting += [(salt, child, path) for child in run.children.values()]
+    @property
+    def salts(self) -> set[str]:
+        """Those that something is cached under."""
+        return set(self._roots)
+
+    def segments(self) -> Iterator[np.ndarray]:
+        """The blocks of every run, behind the block above it if there is one."""
+        for run in self._runs.values():
+            assert run.parent is not None
+            yield np.concatenate([run.parent.blocks[-1:], run.blocks])
 
     def _block_bytes(self, token_bytes: bytes, index: int) -> bytes:
         start = index * self._stride
@@ -285,27 +286,29 @@ class PrefixTree:
     def check_invariants(self) -> None:
         nodes: list[int] = []
         evictable = {entry[1] for entry in self._evictable if self._is_current(entry)}
-        for run in self._runs.values():
-            head, tail = run.blocks.item(0), run.blocks.item(-1)
-            assert self._runs[head] is run
-            assert (self._heads[run.blocks] == head).all()
+        for run, segment in zip(self._runs.values(), self.segments(), strict=True):
+            parent, tail = run.parent, run.blocks.item(-1)
+            assert self._runs[run.blocks.item(0)] is run
+            assert (self._heads[run.blocks] == run.blocks[0]).all()
             assert len(run.content) == self._stride * run.blocks.size
-            assert run.parent is not None
-            assert run.parent.children[run.content[: self._stride]] is run
-            if run.parent.parent is not None:
-                assert self._runs[run.parent.blocks.item(0)] is run.parent
+            assert parent is not None
+            assert parent.children[run.content[: self._stride]] is run
+            if parent.parent is None:
+                assert self._roots[parent.salt] is parent
+                assert not parent.blocks.size
+            else:
+                assert self._runs[parent.blocks.item(0)] is parent
             assert all(child.parent is run for child in run.children.values())
-            path = np.concatenate([run.parent.blocks[-1:], run.blocks])
-            counts = self._ref_counts[path]
-            assert (np.diff(counts) <= 0).all(), f"references grow along {path}"
-            unreferenced = self._last_used[path[np.argmax(counts == 0) :]]
-            assert counts[-1] or (np.diff(unreferenced) <= 0).all(), f"{path} is older than below"
-            is_evictable = not run.children and counts[-1] == 0
+            counts = self._ref_counts[segment]
+            assert (counts[1:] <= counts[:-1]).all(), f"references grow along {segment}"
+            if not counts[-1]:
+                last_used = self._last_used[segment[counts == 0]]
+                assert (last_used[1:] <= last_used[:-1]).all(), f"{segment} is older than below"
+            is_evictable = not run.children and not counts[-1]
             assert is_evictable == (tail in evictable), f"block {tail} is lost to eviction"
             nodes += run.blocks.tolist()
         assert sorted(nodes) == np.flatnonzero(self._heads >= 0).tolist()
         assert all(root.children for root in self._roots.values()), "a salt without nodes is kept"
-        assert sum(path[1].size > 0 for path in self.paths()) == self.num_runs
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tokasaurus.manager.prompt_scales import PromptScales
-from tokasaurus.manager.survival import EDGES, EndCounts, buckets_of, histogram
+from tokasaurus.manager.survival import EDGES, EndCounts, bucket_of, buckets_of, histogram
 
 _MAX_KINDS = 64
 _FORGET_EVERY = 512
@@ -41,7 +41,7 @@ class _Kind:
         """Ends since prompts were last judged."""
 
     def add(self, prompt: int, num_tokens: int, *, is_stop: bool) -> None:
-        bucket = int(buckets_of(num_tokens))
+        bucket = bucket_of(num_tokens)
         self._ends.add(bucket, is_stop=is_stop)
         self._num_not_judged += 1
         num_before = self.prompts.add(prompt, bucket, is_stop=is_stop)

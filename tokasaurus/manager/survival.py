@@ -5,15 +5,23 @@ sequences that came that far. A sequence that ended by its `max_tokens`, or stil
 far as it came, so neither biases the curve.
 """
 
+from bisect import bisect_right
+
 import numpy as np
 
 EDGES = np.unique(np.geomspace(1, 2**21, 400).astype(np.int64))
 """Lengths at which buckets of length begin; one token wide at first, then 4%."""
+_EDGES: list[int] = EDGES.tolist()
 
 
 def buckets_of(lengths: np.ndarray | float) -> np.ndarray:
     """int64: the bucket of each length; what is shorter than 1 counts as 1."""
     return np.maximum(np.searchsorted(EDGES, lengths, side="right") - 1, 0)
+
+
+def bucket_of(length: int) -> int:
+    """The bucket of one length."""
+    return max(bisect_right(_EDGES, length) - 1, 0)
 
 
 def histogram(buckets: np.ndarray) -> np.ndarray:

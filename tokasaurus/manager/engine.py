@@ -227,11 +227,12 @@ class Engine:
             [sequence.request.stop_token_ids for sequence in self._sequences.values()]
         )
         seated = [sequence for sequence in self.running.slots.sequences if sequence is not None]
-        live = [*self.queue, *seated]
+        queued = list(self.queue)
+        live = [*queued, *seated]
         assert len(live) == len(self._sequences)
         for sequence in live:
             assert self._sequences[sequence.request_id] is sequence
-        for sequence in self.queue:
+        for sequence in queued:
             assert sequence.state is SequenceState.QUEUED
         num_in_flight = sum(map(self.running.slots.num_tokens_in_flight, (s.slot for s in seated)))
         num_rows = sum(

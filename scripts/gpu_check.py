@@ -69,6 +69,8 @@ def main() -> None:
         return
     deadline = time.monotonic() + args.seconds
     environment = prepared_environment(out, args.wheels)
+    if args.device == "cpu":  # shapes too small to share; threads would wait for each other
+        environment["OMP_NUM_THREADS"] = "1"
     statuses: dict[str, Status] = {}
     for part in PARTS:
         if args.parts and part.name not in args.parts:

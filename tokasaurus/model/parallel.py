@@ -59,9 +59,8 @@ class RankGroup:
         """This rank's part of the sum over the ranks; the rows of `x` divide by their number."""
         if self.size == 1:
             return x
-        parts = list(x.contiguous().chunk(self.size))
-        mine = torch.empty_like(parts[self.rank])
-        self._run(lambda group: group.reduce_scatter([mine], [parts]))
+        mine = x.new_empty(len(x) // self.size, *x.shape[1:])
+        self._run(lambda group: group._reduce_scatter_base(mine, x.contiguous()))
         return mine
 
     def all_reduce_max(self, x: torch.Tensor) -> torch.Tensor:

@@ -214,6 +214,7 @@ def _load(
         max_model_len=config.max_model_len,
         progress=progress,
         parallel=parallel,
+        quantization=quantization_scheme(config.quantization, config.quantization_group_size),
     )
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from tokasaurus.ipc.messages.to_manager import StepOutput
+from tokasaurus.model.device_copy import to_device
 from tokasaurus.model.sampling.sampler import SampledTokens
 from tokasaurus.worker.device_clock import StepTiming
 from tokasaurus.worker.prompt_pooling import PooledPrompts
@@ -24,7 +25,8 @@ class StepResult:
 
     @classmethod
     def nothing(cls, device: torch.device) -> "StepResult":
-        return cls(sampled=SampledTokens(token_ids=torch.empty(0, dtype=torch.int64).to(device)))
+        none = torch.empty(0, dtype=torch.int64, device=device)
+        return cls(sampled=SampledTokens(token_ids=none))
 
     @classmethod
     def join(cls, parts: list["StepResult"]) -> "StepResult":
@@ -35,8 +37,7 @@ class StepResult:
         sampling = [part.sampled for part in parts if len(part.sampled.token_ids)]
         sampled = SampledTokens.join(sampling) if sampling else parts[0].sampled
         if len(sampled.token_ids):
-            order = torch.from_numpy(np.argsort(rows)).to(sampled.token_ids.device)
-            sampled = sampled.take(order)
+            sampled = sampled.take(to_device(np.argsort(rows), sampled.token_ids.device))
         return cls(
             sampled=sampled,
             prompt_scores=[scores for part in parts for scores in part.prompt_scores],

@@ -15,6 +15,7 @@ def test_alone_everything_is_the_identity() -> None:
     assert ALONE.is_last_stage
     for result in (
         group.all_reduce(x),
+        group.reduce_scatter(x),
         group.all_reduce_max(x),
         group.all_reduce_min(x),
         group.broadcast(x),
@@ -30,6 +31,7 @@ def test_ranks_exchange(dtype: torch.dtype) -> None:
         mine = torch.tensor([1.0 + group.rank, -group.rank], dtype=dtype)
         return {
             "sum": group.all_reduce(mine.clone()).tolist(),
+            "part": group.reduce_scatter(torch.arange(6).view(6, 1).to(dtype)).flatten().tolist(),
             "max": group.all_reduce_max(mine.clone()).tolist(),
             "min": group.all_reduce_min(mine.clone()).tolist(),
             "all": torch.cat(group.all_gather(mine)).tolist(),
@@ -40,6 +42,7 @@ def test_ranks_exchange(dtype: torch.dtype) -> None:
     results = on_ranks(3, run)
     everything = [1, 0, 2, -1, 3, -2]
     for rank, result in enumerate(results):
+        assert result.pop("part") == [6 * rank, 6 * rank + 3]
         assert result.pop("gathered") == (everything if rank == 0 else [])
         assert result == {
             "sum": [6, -3], "max": [3, 0], "min": [1, -2], "all": everything, "root": [1, 0],

@@ -15,6 +15,7 @@ from tokasaurus.model.attention.backend import AttentionBatch
 from tokasaurus.model.attention.flashinfer_backend import FlashInferBackend
 from tokasaurus.model.config import DecoderSpec, RopeSpec, TensorSpec
 from tokasaurus.model.decoder import Decoder
+from tokasaurus.model.parallel import ALONE, ParallelContext, RankGroup
 from tokasaurus.model.sampling.dense_draw import draw_densely
 from tokasaurus.model.sampling.sampler import SamplingBatch, sample
 from tokasaurus.worker.cuda_graphs import graph_sizes, padded_decodes
@@ -60,8 +61,7 @@ def decodes(kv_lens: list[int], groups: tuple[HydragenGroup, ...] = ()) -> Atten
     )
 
 
-@pytest.fixture
-def decoder() -> Decoder:
+def make_decoder(parallel: ParallelContext = ALONE) -> Decoder:
     torch.manual_seed(0)
     rope = RopeSpec(
         kind="default",
@@ -84,20 +84,32 @@ def decoder() -> Decoder:
         activation="silu",
         sliding_windows=(None, 6),
     )
-    decoder = Decoder(spec, "test", 64, TensorSpec(dtype=torch.bfloat16, device=CPU))
+    tensors = TensorSpec(dtype=torch.bfloat16, device=CPU, parallel=parallel)
+    decoder = Decoder(spec, "test", 64, tensors)
     for parameter in decoder.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return decoder
 
 
 @pytest.fixture
-def passes(
-    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
-) -> tuple[ForwardPass, ForwardPass, ReplayingCapturer]:
-    """One without graphs and one with, each with its own cache."""
+def decoder() -> Decoder:
+    return make_decoder()
+
+
+@pytest.fixture(autouse=True)
+def flashinfer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flashinfer", flashinfer_double)
     monkeypatch.setattr(flashinfer_double, "__spec__", ModuleSpec("flashinfer", None))
     monkeypatch.setattr(flashinfer_backend, "_WORKSPACE_BYTES", 64)
+
+
+@pytest.fixture
+def passes(decoder: Decoder) -> tuple[ForwardPass, ForwardPass, ReplayingCapturer]:
+    return make_passes(decoder)
+
+
+def make_passes(decoder: Decoder) -> tuple[ForwardPass, ForwardPass, ReplayingCapturer]:
+    """One without graphs and one with, each with its own cache."""
     capturer = ReplayingCapturer()
     made = []
     for use_cudagraphs in (False, True):
@@ -153,6 +165,39 @@ def test_replays_equal_plain_runs(
         torch.testing.assert_close(hidden, expected)
         assert capturer.num_replays == step + 1
         assert launched == [True]
+
+
+@torch.inference_mode()
+def test_stages_of_a_pipeline_have_graphs_of_their_own() -> None:
+    """What one hands on is not overwritten; the last stage draws."""
+    first, last = (make_passes(make_decoder(ParallelContext(pp_rank=r, pp_size=2))) for r in (0, 1))
+    assert (first[2].num_captures, last[2].num_captures) == (4, 8)
+    handed_on = []
+    for step, num_rows in enumerate((5, 8, 5)):
+        batch, positions = decodes([step + 1] * num_rows), np.full(num_rows, step, np.int64)
+        inputs = torch.arange(num_rows) + step
+        hidden = first[0].run(inputs, positions, batch)
+        expected = last[0].run(hidden, positions, batch)
+        handed_on.append((first[1].run(inputs, positions, batch), hidden))
+        torch.testing.assert_close(last[1].run(handed_on[-1][0], positions, batch), expected)
+        assert first[1].draw(sampling(num_rows)) is None
+        assert last[1].draw(sampling(num_rows)) is not None
+    for actual, hidden in handed_on:
+        torch.testing.assert_close(actual, hidden)
+    assert first[2].num_replays == 3
+
+
+@torch.inference_mode()
+def test_shares_of_a_vocabulary_are_drawn_from_without_graphs() -> None:
+    decoder = make_decoder(ParallelContext(tp=RankGroup(0, 2)))
+    decoder.parallel = ParallelContext(tp=RankGroup(0, 2))
+    for module in decoder.modules():  # sums of one rank are as good as any
+        if hasattr(module, "_parallel"):
+            module._parallel = ALONE
+    _, graphed, capturer = make_passes(decoder)
+    assert capturer.num_captures == 4
+    graphed.run(torch.arange(2), np.zeros(2, np.int64), decodes([1, 1]))
+    assert graphed.draw(sampling(2)) is None
 
 
 @torch.inference_mode()

@@ -12,6 +12,7 @@ Shapes: S rows, L tokens of a share with its padding, P rows decided shard by sh
 import numpy as np
 import torch
 
+from tokasaurus.model.device_copy import to_device
 from tokasaurus.model.layers.sharding import VocabularyShare
 from tokasaurus.model.parallel import RankGroup
 from tokasaurus.model.sampling.draw import VocabularySlice
@@ -38,8 +39,7 @@ def sample_sharded(
         return _sample_gathered(logits_SL, batch, share, ranks, operations)
     plain, whole = np.flatnonzero(~needs_all), np.flatnonzero(needs_all)
     device = logits_SL.device
-    plain_rows = torch.from_numpy(plain).to(device)
-    whole_rows = torch.from_numpy(whole).to(device)
+    plain_rows, whole_rows = to_device(plain, device), to_device(whole, device)
     drawn = _sample_shares(logits_SL[plain_rows], batch.take(plain), share, ranks, operations)
     sampled = _sample_gathered(logits_SL[whole_rows], batch.take(whole), share, ranks, operations)
     return _merge(len(needs_all), (plain_rows, drawn), (whole_rows, sampled))
@@ -96,8 +96,8 @@ def _sample_gathered(
     if ranks.rank == 0:
         sampled = sample(share.join(parts), batch, operations)
     else:
-        sampled = SampledTokens(token_ids=torch.empty(len(logits_GL), dtype=torch.int64))
-        sampled.token_ids = sampled.token_ids.to(logits_GL.device)
+        drawn_G = torch.empty(len(logits_GL), dtype=torch.int64, device=logits_GL.device)
+        sampled = SampledTokens(token_ids=drawn_G)
     ranks.broadcast(sampled.token_ids)
     return sampled
 

@@ -47,6 +47,7 @@ from tokasaurus.server.schemas.tokenize import (
     DetokenizeRequest,
     Tokenized,
     TokenizeRequest,
+    TokenizerInfo,
 )
 from tokasaurus.server.state import ServerState
 
@@ -119,6 +120,7 @@ def create_app(state: ServerState) -> LayeredApp:
             EmbeddingList,
             Tokenized,
             Detokenized,
+            TokenizerInfo,
             Model,
             ModelList,
             FileObject,

@@ -36,7 +36,8 @@ class ChatTemplate:
 
         Raises ModelError if one of them does not compile.
         """
-        self._source = source if tools_source is None else f"{source}\n{tools_source}"
+        self.source = source
+        self._all_sources = source if tools_source is None else f"{source}\n{tools_source}"
         self._special_tokens = dict(special_tokens)
         environment = _new_environment()
         try:
@@ -84,7 +85,7 @@ class ChatTemplate:
 
     def mentions(self, word: str) -> bool:
         """Whether the template's source has the word, so that it may know such a role."""
-        return word in self._source
+        return word in self._all_sources
 
     def render(
         self,

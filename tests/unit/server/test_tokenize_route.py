@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tests.unit.server.test_tools_route import QWEN, TOOL
-from tests.unit.server.tiny_server import ANSWER, TOKENIZER, TinyServer, run
+from tests.unit.server.tiny_server import ANSWER, CHATML, TOKENIZER, TinyServer, run
 
 
 def test_a_text_there_and_back() -> None:
@@ -108,5 +108,18 @@ def test_home_page() -> None:
             assert (await server.http.get(f"/{path}")).status_code == 200
         await server.state.engine.close()
         assert "down: The server is shutting down" in (await server.http.get("/")).text
+
+    run(check)
+
+
+def test_tokenizer_info() -> None:
+    async def check(server: TinyServer) -> None:
+        info = (await server.http.get("/tokenizer_info")).json()
+        assert info == {
+            "bos_token": "<s>",
+            "eos_token": "</s>",
+            "pad_token": None,
+            "chat_template": CHATML,
+        }
 
     run(check)

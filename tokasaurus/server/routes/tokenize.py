@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize: text to the model's token ids and back."""
+"""POST /tokenize and /detokenize: text to the model's token ids and back; GET /tokenizer_info."""
 
 import msgspec
 from fastapi import APIRouter, Request, Response
@@ -13,6 +13,7 @@ from tokasaurus.server.schemas.tokenize import (
     DetokenizeRequest,
     Tokenized,
     TokenizeRequest,
+    TokenizerInfo,
 )
 from tokasaurus.server.state import ServerState, state_of
 from tokasaurus.server.tools.definitions import checked_tools
@@ -69,6 +70,23 @@ async def detokenize(request: Request) -> Response:
     _check_ids(body.tokens, state)
     text = state.tokenizer.decode(body.tokens, skip_special_tokens=bool(body.skip_special_tokens))
     return Response(msgspec.json.encode(Detokenized(prompt=text)), media_type="application/json")
+
+
+@router.get(
+    "/tokenizer_info",
+    summary="Special tokens and the chat template",
+    responses=answers(TokenizerInfo),
+)
+async def tokenizer_info(request: Request) -> Response:
+    state = state_of(request)
+    names = state.tokenizer.named_tokens
+    info = TokenizerInfo(
+        bos_token=names.get("bos_token"),
+        eos_token=names.get("eos_token"),
+        pad_token=names.get("pad_token"),
+        chat_template=state.chat_template and state.chat_template.source,
+    )
+    return Response(msgspec.json.encode(info), media_type="application/json")
 
 
 def _check_ids(token_ids: list[int], state: ServerState) -> None:

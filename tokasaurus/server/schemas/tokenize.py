@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize."""
+"""POST /tokenize and /detokenize, GET /tokenizer_info."""
 
 from typing import Annotated, Any
 
@@ -73,3 +73,13 @@ class DetokenizeRequest(BaseModel):
 
 class Detokenized(msgspec.Struct, kw_only=True):
     prompt: str
+
+
+class TokenizerInfo(msgspec.Struct, kw_only=True):
+    """What a client needs that tokenizes here and renders chats itself."""
+
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    chat_template: str | None
+    """Jinja, for chats without tools."""

@@ -105,3 +105,19 @@ def test_a_lost_worker_ends_all_with_its_reason(
     llm.close()
     assert reason in str(errors[0])
     assert not psutil.wait_procs(mine, timeout=20)[1]
+
+
+def test_quantised_shares_stay_near_the_whole(
+    folder: Path, expected: tuple[list[list[int]], list[list[float]]]
+) -> None:
+    greedy = SamplingParams(temperature=0, max_tokens=1, logprobs=0)
+    options = {**SMALL, "cpu_kernels": True, "quantization": "int8_weight_only"}
+    with LLM(str(folder), tp_size=2, **options) as llm:
+        outputs = llm.generate(PROMPTS, greedy, progress=False)
+    same = [
+        output.token_ids[0] == tokens[0]
+        for output, tokens in zip(outputs, expected[0], strict=True)
+    ]
+    assert np.mean(same) > 0.8
+    logprobs = [output.outputs[0].logprobs[0].logprob for output in outputs]
+    np.testing.assert_allclose(logprobs, [values[0] for values in expected[1]], atol=0.1)

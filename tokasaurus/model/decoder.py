@@ -17,8 +17,6 @@ from tokasaurus.model.layers.embedding import Embedding, Head
 from tokasaurus.model.layers.linear import (
     ColumnLinear,
     GateUpLinear,
-    Linear,
-    LinearPacker,
     QKVLinear,
     RowLinear,
 )
@@ -192,12 +190,6 @@ class Decoder(nn.Module):
         )
         for index, layer in enumerate(self.attention_layers):
             layer.index = index
-
-    def pack_linears(self, pack: LinearPacker) -> None:
-        """Call once, after loading: each linear layer computes with the kernel `pack` returns."""
-        for module in self.modules():
-            if isinstance(module, Linear):
-                module.finish_loading(pack)
 
     def no_inputs(self, num_tokens: int) -> torch.Tensor:
         """Zeros in the form of `forward`'s inputs."""

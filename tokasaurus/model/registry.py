@@ -27,7 +27,9 @@ from tokasaurus.model.families.qwen2 import QWEN2
 from tokasaurus.model.families.qwen2_moe import QWEN2_MOE
 from tokasaurus.model.families.qwen3 import QWEN3
 from tokasaurus.model.families.qwen3_moe import QWEN3_MOE
+from tokasaurus.model.kernels.decoder_packer import packing_while_loading
 from tokasaurus.model.parallel import ALONE, ParallelContext
+from tokasaurus.model.quantization.scheme import NO_QUANTIZATION, QuantizationScheme
 from tokasaurus.model.transformers_path.model import load_transformers_model
 from tokasaurus.model.transformers_path.support import WHAT_WORKS
 from tokasaurus.model.weights.checkpoint import Checkpoint
@@ -69,12 +71,14 @@ def load_model(
     max_model_len: int | None,
     progress: Progress,
     parallel: ParallelContext = ALONE,
+    quantization: QuantizationScheme = NO_QUANTIZATION,
 ) -> CausalModel:
     """The model in `model_dir`, on `device`, ready to run.
 
     "auto" takes the native decoder if it covers every value of config.json, else transformers'
     code. Raises ModelError when neither can run it, with the reasons, and ConfigError when it can't
-    be spread over workers as `parallel` says; each loads its own share only.
+    be spread over workers as `parallel` says; each loads its own share only. A native decoder's
+    layers are quantised one by one as they arrive; `with_cpu_kernels` does the rest.
     """
     config = read_model_config(model_dir)
     chosen_dtype = choose_dtype(dtype, config, load_format)
@@ -98,6 +102,7 @@ def load_model(
                 max_model_len=max_model_len,
                 progress=progress,
                 parallel=parallel,
+                quantization=quantization,
             )
     if not parallel.is_alone:
         raise ConfigError(
@@ -163,6 +168,7 @@ def load_native(
     max_model_len: int | None,
     progress: Progress,
     parallel: ParallelContext = ALONE,
+    quantization: QuantizationScheme = NO_QUANTIZATION,
 ) -> Decoder:
     tensors = TensorSpec(dtype=dtype, device=device, parallel=parallel)
     context_length = spec.context_length(max_model_len)
@@ -179,6 +185,7 @@ def load_native(
         progress,
         unused=frozenset({family.head_name}) if spec.tie_embeddings else frozenset(),
         local_path=model.stage.local_path,
+        layer_loaded=packing_while_loading(model, quantization),
     )
     return model
 

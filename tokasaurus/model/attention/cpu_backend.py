@@ -11,7 +11,7 @@ import torch
 
 from tokasaurus.errors import ConfigError
 from tokasaurus.model.attention.backend import AttentionBatch, AttentionLayer
-from tokasaurus.model.kernels.loader import load_kernels
+from tokasaurus.model.kernels.loader import Kernels, load_kernels
 
 
 @dataclass(slots=True, frozen=True)
@@ -55,14 +55,17 @@ class CpuBackend:
         page_size: int,
         dtype: torch.dtype,
         device: torch.device,
-        flavour: str | None = None,
+        kernels: Kernels | None = None,
     ) -> None:
-        """Raises ConfigError where the kernels can't be built or don't take the dtype."""
+        """`kernels` default to the machine's best.
+
+        Raises ConfigError where they can't be built or don't take the dtype.
+        """
         if device.type != "cpu":
             raise ConfigError(f"the CPU kernels don't run on {device.type}")
         if dtype not in (torch.bfloat16, torch.float32):
             raise ConfigError(f"the CPU kernels take bfloat16 and float32, not {dtype}")
-        self.kernels = load_kernels(flavour)
+        self.kernels = kernels or load_kernels()
         self.page_size = page_size
         self._layers = layers
         self._dtype = dtype

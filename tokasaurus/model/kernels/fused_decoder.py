@@ -8,19 +8,15 @@ Shapes: T tokens, S sampled rows, D hidden size, V vocabulary.
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from tokasaurus.model.attention.backend import AttentionBackend, AttentionLayer
 from tokasaurus.model.attention.cpu_backend import CpuBackend
 from tokasaurus.model.decoder import Attention, Decoder, DecoderLayer, GatedMLP
+from tokasaurus.model.kernels.decoder_packer import DecoderPacker, can_fuse
 from tokasaurus.model.kernels.linear import PackedLinear
 from tokasaurus.model.kernels.loader import Kernels
-from tokasaurus.model.layers.norm import RMSNorm
-from tokasaurus.model.quantization.scheme import (
-    NO_QUANTIZATION,
-    QuantizationScheme,
-    WeightFormat,
-)
+from tokasaurus.model.layers.linear import Linear
+from tokasaurus.model.quantization.scheme import NO_QUANTIZATION, QuantizationScheme
 
 
 class FusedDecoder:
@@ -52,24 +48,18 @@ class FusedDecoder:
         self._norm_eps = first.attention_norm.eps
         qkv = first.attention.qkv
         self._sizes = (qkv.num_heads, qkv.num_kv_heads, qkv.head_dim)
-        self._intermediate_size = first.mlp.down.weight.shape[1]
+        DecoderPacker(decoder, kernels, quantization, fuses=True).pack_all()
         self._weights: list[torch.Tensor] = []
         for layer in decoder.layers:
             assert isinstance(layer, DecoderLayer)
-            self._weights += _pack_layer(layer, kernels, quantization.layers)
+            self._weights += _layer_weights(layer)
+        self._intermediate_size = _kernel_of(first.mlp.down).in_features
         self._head: PackedLinear | None = None
         self._embedding: torch.Tensor | None = None
         if decoder.embedding is not None and (decoder.head is None or not decoder.head.is_tied):
             self._embedding = decoder.embedding.weight.detach()
         if decoder.head is not None:
-            self._head = PackedLinear(
-                kernels,
-                decoder.head.weight,
-                None,
-                float_output=True,
-                weight_format=quantization.head,
-            )
-            release(decoder.head)
+            self._head = _kernel_of(decoder.head)
         self._scales = [layer.scale for layer in self.attention_layers]
         self._softcaps = [layer.logit_softcap or 0.0 for layer in self.attention_layers]
         self._windows = [layer.sliding_window or 0 for layer in self.attention_layers]
@@ -114,41 +104,20 @@ class FusedDecoder:
         return F.embedding(ids_T, self._embedding)
 
 
-def can_fuse(decoder: Decoder) -> bool:
-    """Whether every layer has the shape that the stack computes, and nothing to ask other ranks."""
-    if decoder.parallel.tp_size > 1:
-        return False
-    return (decoder.norm is None or isinstance(decoder.norm, RMSNorm)) and all(
-        isinstance(layer, DecoderLayer)
-        and not layer.is_parallel
-        and isinstance(layer.attention_norm, RMSNorm)
-        and isinstance(layer.mlp_norm, RMSNorm)
-        and isinstance(layer.mlp, GatedMLP)
-        and layer.mlp.activation is F.silu
-        for layer in decoder.layers
-    )
-
-
-def _pack_layer(
-    layer: DecoderLayer, kernels: Kernels, weight_format: WeightFormat
-) -> list[torch.Tensor]:
-    """The layer's tensors in the order of binding_stack.cpp; its own weights are freed."""
+def _layer_weights(layer: DecoderLayer) -> list[torch.Tensor]:
+    """The packed layer's tensors in the order of binding_stack.h."""
     attention, mlp = layer.attention, layer.mlp
     assert isinstance(mlp, GatedMLP)
-    packed, biases = [], []
-    for linear in (attention.qkv, attention.out, mlp.gate_up, mlp.down):
-        kernel = PackedLinear(
-            kernels,
-            linear.weight,
-            linear.bias,
-            gated=linear is mlp.gate_up,
-            weight_format=weight_format,
-        )
-        packed.append(kernel.packed)
-        biases.append(torch.empty(0) if kernel.bias is None else kernel.bias)
-        release(linear)
+    kernels = [_kernel_of(x) for x in (attention.qkv, attention.out, mlp.gate_up, mlp.down)]
+    biases = [torch.empty(0) if kernel.bias is None else kernel.bias for kernel in kernels]
     norms = [_floats(layer.attention_norm.weight), _floats(layer.mlp_norm.weight)]
+    packed = [kernel.packed for kernel in kernels]
     return [*packed, *biases, *norms, *_head_norms(attention), _sinks(attention.layer)]
+
+
+def _kernel_of(linear: Linear) -> PackedLinear:
+    assert isinstance(linear.kernel, PackedLinear), "the layer has not been packed"
+    return linear.kernel
 
 
 def _head_norms(attention: Attention) -> list[torch.Tensor]:
@@ -163,9 +132,3 @@ def _sinks(layer: AttentionLayer) -> torch.Tensor:
 
 def _floats(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().float().contiguous()
-
-
-def release(linear: nn.Module) -> None:
-    """Give the memory of a packed layer's plain weight back."""
-    assert isinstance(linear.weight, nn.Parameter)
-    linear.weight.data = linear.weight.data.new_empty(0)

@@ -5,18 +5,11 @@ import torch
 from tokasaurus.model.attention.backend import AttentionBackend, CausalModel
 from tokasaurus.model.attention.cpu_backend import CpuBackend
 from tokasaurus.model.decoder import Decoder
-from tokasaurus.model.kernels.fused_decoder import FusedDecoder, can_fuse, release
-from tokasaurus.model.kernels.linear import PackedGroupedLinear, PackedLinear
+from tokasaurus.model.kernels.decoder_packer import DecoderPacker, can_fuse, release
+from tokasaurus.model.kernels.fused_decoder import FusedDecoder
+from tokasaurus.model.kernels.linear import PackedLinear
 from tokasaurus.model.kernels.loader import Kernels
-from tokasaurus.model.layers.embedding import Head
-from tokasaurus.model.layers.grouped_linear import GroupedLinear
-from tokasaurus.model.layers.linear import Linear
-from tokasaurus.model.quantization.scheme import (
-    NO_QUANTIZATION,
-    PLAIN,
-    QuantizationScheme,
-    WeightFormat,
-)
+from tokasaurus.model.quantization.scheme import NO_QUANTIZATION, QuantizationScheme
 from tokasaurus.model.transformers_path.model import TransformersModel
 
 
@@ -41,43 +34,12 @@ def with_cpu_kernels(
         return FusedDecoder(model, backend.kernels, quantization)
 
     if isinstance(model, Decoder):
-        _pack_decoder(model, backend.kernels, quantization)
+        DecoderPacker(model, backend.kernels, quantization, fuses=False).pack_all()
     elif isinstance(model, TransformersModel):
         _pack_transformers(model, backend.kernels, quantization)
     elif not quantization.is_plain:
         raise quantization.refuse(f"does not cover {model.path}", "use model_path=native")
     return model
-
-
-def _pack_decoder(model: Decoder, kernels: Kernels, quantization: QuantizationScheme) -> None:
-    formats = {
-        id(module.weight): _format_of(module, quantization)
-        for module in model.modules()
-        if isinstance(module, Linear)
-    }
-
-    def pack(weight: torch.Tensor, bias: torch.Tensor | None) -> PackedLinear:
-        packed = PackedLinear(kernels, weight, bias, weight_format=formats[id(weight)])
-        if model.embedding is not None and weight is model.embedding.weight:
-            model.embedding.read_rows_with(packed.rows)
-        return packed
-
-    def pack_grouped(weight: torch.Tensor) -> PackedGroupedLinear:
-        return PackedGroupedLinear(kernels, weight, quantization.layers)
-
-    model.pack_linears(pack)
-    for module in model.modules():
-        if isinstance(module, GroupedLinear):
-            module.finish_loading(pack_grouped)
-        if isinstance(module, Linear | GroupedLinear):
-            release(module)
-
-
-def _format_of(layer: Linear, quantization: QuantizationScheme) -> WeightFormat:
-    """Layers that every rank holds whole are routers of experts: small, but they decide much."""
-    if isinstance(layer, Head):
-        return quantization.head
-    return PLAIN if type(layer) is Linear else quantization.layers
 
 
 def _pack_transformers(

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 FLAVOUR_FLAGS = {
     "avx512": ("-march=native",),
+    "avx_vnni": ("-march=x86-64-v3", "-mavxvnni", "-mtune=native"),
     "avx2": ("-march=x86-64-v3", "-mtune=native"),
     "generic": () if platform.machine() in ("x86_64", "AMD64") else ("-march=native",),
 }
@@ -51,14 +52,20 @@ class Kernels:
 
 def native_flavour() -> str:
     """The best flavour that this machine runs."""
-    capability = torch.backends.cpu.get_cpu_capability()
-    return {"AVX512": "avx512", "AVX2": "avx2"}.get(capability, "generic")
+    return runnable_flavours()[0]
 
 
 def runnable_flavours() -> tuple[str, ...]:
     """All flavours that this machine runs, best first."""
-    flavours = tuple(FLAVOUR_FLAGS)
-    return flavours[flavours.index(native_flavour()) :]
+    capability = torch.backends.cpu.get_cpu_capability()
+    has_avx2 = capability in ("AVX512", "AVX2")
+    runs = {
+        "avx512": capability == "AVX512",
+        "avx_vnni": has_avx2 and "avx_vnni" in _cpu_features().split(),
+        "avx2": has_avx2,
+        "generic": True,
+    }
+    return tuple(flavour for flavour in FLAVOUR_FLAGS if runs[flavour])
 
 
 def load_kernels(
@@ -76,9 +83,19 @@ def load_kernels(
             f"CPU kernel flavour {chosen!r} can't run here: choose one of "
             f"{', '.join(runnable_flavours())} in {FLAVOUR_VARIABLE} or leave it unset."
         )
-    if chosen not in _loaded:
-        _loaded[chosen] = _load(chosen, report)
-    outcome = _loaded[chosen]
+    return load_flavour(chosen, FLAVOUR_FLAGS[chosen], report)
+
+
+def load_flavour(
+    flavour: str, flags: tuple[str, ...], report: Callable[[str], None] = logger.info
+) -> Kernels:
+    """Kernels compiled with `flags` besides the common ones; `flavour` names these flags.
+
+    Raises ConfigError as `load_kernels` does.
+    """
+    if flavour not in _loaded:
+        _loaded[flavour] = _load(flavour, flags, report)
+    outcome = _loaded[flavour]
     if isinstance(outcome, str):
         raise ConfigError(outcome)
     return outcome
@@ -97,10 +114,10 @@ _loaded: dict[str, Kernels | str] = {}
 """Per flavour, the kernels or why there are none."""
 
 
-def _load(flavour: str, report: Callable[[str], None]) -> Kernels | str:
+def _load(flavour: str, flags: tuple[str, ...], report: Callable[[str], None]) -> Kernels | str:
     namespace = f"tokasaurus_{flavour}"
     try:
-        torch.ops.load_library(str(_built_library(flavour, namespace, report)))
+        torch.ops.load_library(str(_built_library(flags, namespace, report)))
     except (OSError, RuntimeError, ImportError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         return (
@@ -111,8 +128,8 @@ def _load(flavour: str, report: Callable[[str], None]) -> Kernels | str:
     return Kernels(flavour=flavour, ops=getattr(torch.ops, namespace))
 
 
-def _built_library(flavour: str, namespace: str, report: Callable[[str], None]) -> Path:
-    key = _build_key(flavour)
+def _built_library(flags: tuple[str, ...], namespace: str, report: Callable[[str], None]) -> Path:
+    key = _build_key(flags)
     cache = _cache_dir()
     library = cache / f"{namespace}-{key}.so"
     if library.exists():
@@ -120,12 +137,12 @@ def _built_library(flavour: str, namespace: str, report: Callable[[str], None]) 
     cache.mkdir(parents=True, exist_ok=True)
     with _locked(cache / f"{namespace}-{key}.lock"):
         if not library.exists():
-            report("Compiling the CPU kernels for this machine (once, about a minute)")
-            _build(flavour, namespace, library)
+            report("Compiling the CPU kernels for this machine (once, about half a minute)")
+            _build(flags, namespace, library)
     return library
 
 
-def _build(flavour: str, namespace: str, library: Path) -> None:
+def _build(flags: tuple[str, ...], namespace: str, library: Path) -> None:
     # Imported here because it costs half a second that warm starts need not pay.
     from torch.utils import cpp_extension
 
@@ -133,11 +150,7 @@ def _build(flavour: str, namespace: str, library: Path) -> None:
         cpp_extension.load(
             name=namespace,
             sources=[str(path) for path in sorted(SOURCES_DIR.glob("*.cpp"))],
-            extra_cflags=[
-                *COMMON_FLAGS,
-                *FLAVOUR_FLAGS[flavour],
-                f"-DTOKA_NAMESPACE={namespace}",
-            ],
+            extra_cflags=[*COMMON_FLAGS, *flags, f"-DTOKA_NAMESPACE={namespace}"],
             extra_ldflags=["-fopenmp"],
             build_directory=directory,
             is_python_module=False,
@@ -146,11 +159,11 @@ def _build(flavour: str, namespace: str, library: Path) -> None:
         (Path(directory) / f"{namespace}.so").replace(library)
 
 
-def _build_key(flavour: str) -> str:
+def _build_key(flags: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
     for path in sorted(SOURCES_DIR.iterdir()):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    for part in (*COMMON_FLAGS, *FLAVOUR_FLAGS[flavour], torch.__version__, _cpu_features()):
+    for part in (*COMMON_FLAGS, *flags, torch.__version__, _cpu_features()):
         digest.update(part.encode() + b"\0")
     return digest.hexdigest()[:16]
 

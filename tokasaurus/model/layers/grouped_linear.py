@@ -59,6 +59,11 @@ class GroupedLinear(LoadableLayer):
         """All weights are in place: let a backend repack them for its own kernel."""
         self._kernel = pack(self.weight.detach())
 
+    @property
+    def kernel(self) -> GroupedKernel | None:
+        """What loading was finished with, if it was."""
+        return self._kernel
+
     def forward(self, x_RK: torch.Tensor, ends_G: torch.Tensor) -> torch.Tensor:
         """y_RN. `ends_G` (int32, on x's device) are the row numbers at which the groups end.
 

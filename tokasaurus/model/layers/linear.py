@@ -44,6 +44,11 @@ class Linear(LoadableLayer):
         """All weights are in place: let a backend repack them for its own kernel."""
         self._kernel = pack(self.weight, self.bias)
 
+    @property
+    def kernel(self) -> LinearKernel | None:
+        """What loading was finished with, if it was."""
+        return self._kernel
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self._kernel is not None:
             return self._kernel(x)

@@ -1,6 +1,7 @@
 """Fills a decoder from a checkpoint, tensor by tensor, or with random numbers."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -38,19 +39,25 @@ def load_weights(
     progress: Progress,
     unused: frozenset[str] = frozenset(),
     local_path: Callable[[str], str | None] = lambda path: path,
+    layer_loaded: Callable[[nn.Module], None] = lambda _layer: None,
 ) -> None:
     """`names` maps a checkpoint's module name to "module path" or "module path:part" of `model`.
 
     Raises ModelError for a missing, unexpected or mis-shaped tensor. `unused` are checkpoint names
     that may be there without being wanted. `local_path` says where a module of the whole model is
-    in `model`, None if another worker has it: its tensors are not read.
+    in `model`, None if another worker has it: its tensors are not read. `layer_loaded` gets each
+    layer when the last of its tensors has been read.
     """
     targets, elsewhere = _targets(model, names, num_layers, local_path)
+    num_missing = Counter(id(target.layer) for target in targets.values())
     num_bytes_read = 0
     for tensor in checkpoint.tensors():
         target = targets.pop(tensor.name, None)
         if target is not None:
             target.layer.load(target.part, target.parameter, tensor)
+            num_missing[id(target.layer)] -= 1
+            if not num_missing[id(target.layer)]:
+                layer_loaded(target.layer)
         elif (
             tensor.name not in unused
             and tensor.name.rpartition(".")[0] not in elsewhere

@@ -1,4 +1,4 @@
-"""The CPU kernels' attention equals a float64 oracle, in every build flavour that runs here."""
+"""The CPU kernels' attention equals a float64 oracle, in every build flavour."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,29 +9,30 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.kernel_flavours import FLAVOURS, kernels_of
 from tests.unit.model.attention.paged_case import PagedCase, make_case
 from tokasaurus.errors import ConfigError
 from tokasaurus.model.attention.backend import AttentionBatch, AttentionLayer
 from tokasaurus.model.attention.cpu_backend import CpuBackend
-from tokasaurus.model.kernels.loader import runnable_flavours
+from tokasaurus.model.kernels.loader import Kernels
 
 TOLERANCE = {torch.float32: 3e-5, torch.bfloat16: 3e-2}
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(params=runnable_flavours())
-def flavour(request: pytest.FixtureRequest) -> str:
-    return request.param
+@pytest.fixture(params=FLAVOURS)
+def kernels(request: pytest.FixtureRequest) -> Kernels:
+    return kernels_of(request.param)
 
 
-def make_backend(case: PagedCase, dtype: torch.dtype, flavour: str) -> CpuBackend:
+def make_backend(case: PagedCase, dtype: torch.dtype, kernels: Kernels) -> CpuBackend:
     return CpuBackend(
-        (case.layer,), page_size=case.page_size, dtype=dtype, device=CPU, flavour=flavour
+        (case.layer,), page_size=case.page_size, dtype=dtype, device=CPU, kernels=kernels
     )
 
 
-def check(case: PagedCase, dtype: torch.dtype, flavour: str) -> None:
-    out = case.run(make_backend(case, dtype, flavour), dtype)
+def check(case: PagedCase, dtype: torch.dtype, kernels: Kernels) -> None:
+    out = case.run(make_backend(case, dtype, kernels), dtype)
     assert out.dtype == dtype
     tolerance = TOLERANCE[dtype]
     torch.testing.assert_close(out.double(), case.expected(), atol=tolerance, rtol=tolerance)
@@ -71,18 +72,20 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
     max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(arguments=cases(), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
-def test_equals_oracle(flavour: str, arguments: dict[str, Any], dtype: torch.dtype) -> None:
+def test_equals_oracle(kernels: Kernels, arguments: dict[str, Any], dtype: torch.dtype) -> None:
     case = make_case(**arguments)
     if dtype == torch.bfloat16:
         case.queries = case.queries.to(dtype).double()
         case.keys = [x.to(dtype).double() for x in case.keys]
         case.values = [x.to(dtype).double() for x in case.values]
-    check(case, dtype, flavour)
+    check(case, dtype, kernels)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("num_threads", [1, 3])
-def test_long_rows_are_split_and_merged(flavour: str, dtype: torch.dtype, num_threads: int) -> None:
+def test_long_rows_are_split_and_merged(
+    kernels: Kernels, dtype: torch.dtype, num_threads: int
+) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:
@@ -97,15 +100,15 @@ def test_long_rows_are_split_and_merged(flavour: str, dtype: torch.dtype, num_th
                 head_dim=64,
                 sinks=sinks,
             )
-            backend = make_backend(case, dtype, flavour)
-            check(case, dtype, flavour)
+            backend = make_backend(case, dtype, kernels)
+            check(case, dtype, kernels)
             backend.plan(case.batch)
             assert len(next(iter(backend._plans.values()))[1]) > 0
     finally:
         torch.set_num_threads(before)
 
 
-def test_hydragen_equals_plain(flavour: str) -> None:
+def test_hydragen_equals_plain(kernels: Kernels) -> None:
     case = make_case(
         seed=4,
         prefill=[(9, 4)],
@@ -117,13 +120,13 @@ def test_hydragen_equals_plain(flavour: str) -> None:
         shared=(1, 3, 5),
         sinks=True,
     )
-    grouped = case.run(make_backend(case, torch.float32, flavour), torch.float32)
+    grouped = case.run(make_backend(case, torch.float32, kernels), torch.float32)
     case.batch = replace(case.batch, hydragen_groups=[])
-    plain = case.run(make_backend(case, torch.float32, flavour), torch.float32)
+    plain = case.run(make_backend(case, torch.float32, kernels), torch.float32)
     torch.testing.assert_close(grouped, plain, atol=1e-5, rtol=1e-5)
 
 
-def test_rows_read_what_the_same_step_writes(flavour: str) -> None:
+def test_rows_read_what_the_same_step_writes(kernels: Kernels) -> None:
     """A prefill row may share a block that an earlier row of the same step fills."""
     case = make_case(
         seed=5,
@@ -140,7 +143,7 @@ def test_rows_read_what_the_same_step_writes(flavour: str) -> None:
     for row in (1, 2):
         case.keys[row][:16] = case.keys[0]
         case.values[row][:16] = case.values[0]
-    backend = make_backend(case, torch.float32, flavour)
+    backend = make_backend(case, torch.float32, kernels)
     backend.allocate(case.num_blocks)
     backend.plan(case.batch)
     key, value = case.step_kv()
@@ -151,7 +154,7 @@ def test_rows_read_what_the_same_step_writes(flavour: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("page_size", [3, 16, 128])
 def test_nan_of_another_sequence_does_not_leak(
-    flavour: str, dtype: torch.dtype, page_size: int
+    kernels: Kernels, dtype: torch.dtype, page_size: int
 ) -> None:
     """Stale NaNs behind a row's last token and in other rows' blocks stay where they are."""
     case = make_case(
@@ -163,7 +166,7 @@ def test_nan_of_another_sequence_does_not_leak(
         group_size=2,
         head_dim=24,
     )
-    backend = make_backend(case, dtype, flavour)
+    backend = make_backend(case, dtype, kernels)
     backend.allocate(case.num_blocks)
     for cache in backend._caches[0]:
         cache.fill_(torch.nan)
@@ -177,14 +180,14 @@ def test_nan_of_another_sequence_does_not_leak(
     assert out[-1].isnan().all()
 
 
-def test_empty_batch(flavour: str) -> None:
+def test_empty_batch(kernels: Kernels) -> None:
     case = make_case(
         seed=0, prefill=[], decode=[], page_size=4, num_kv_heads=1, group_size=1, head_dim=8
     )
-    assert case.run(make_backend(case, torch.float32, flavour), torch.float32).shape == (0, 1, 8)
+    assert case.run(make_backend(case, torch.float32, kernels), torch.float32).shape == (0, 1, 8)
 
 
-def test_views_of_one_product(flavour: str) -> None:
+def test_views_of_one_product(kernels: Kernels) -> None:
     """q, k and v may be slices of a fused projection's output."""
     case = make_case(
         seed=8,
@@ -198,7 +201,7 @@ def test_views_of_one_product(flavour: str) -> None:
     key, value = case.step_kv()
     fused = torch.cat([x.float().flatten(1) for x in (case.queries, key, value)], dim=1)
     q, k, v = fused.split([128, 64, 64], dim=1)
-    backend = make_backend(case, torch.float32, flavour)
+    backend = make_backend(case, torch.float32, kernels)
     backend.allocate(case.num_blocks)
     backend.plan(case.batch)
     out = backend.run(q.view(-1, 4, 32), k.view(-1, 2, 32), v.view(-1, 2, 32), case.layer)
@@ -220,7 +223,7 @@ def test_half_precision_is_refused_by_name() -> None:
         CpuBackend((layer,), page_size=16, dtype=torch.float16, device=CPU)
 
 
-def test_layers_of_different_windows(flavour: str) -> None:
+def test_layers_of_different_windows(kernels: Kernels) -> None:
     case = make_case(
         seed=9,
         prefill=[(40, 40)],
@@ -232,7 +235,7 @@ def test_layers_of_different_windows(flavour: str) -> None:
     )
     windowed = replace(case.layer, index=1, sliding_window=7)
     backend = CpuBackend(
-        (case.layer, windowed), page_size=8, dtype=torch.float32, device=CPU, flavour=flavour
+        (case.layer, windowed), page_size=8, dtype=torch.float32, device=CPU, kernels=kernels
     )
     backend.allocate(case.num_blocks)
     batch: AttentionBatch = case.batch

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.kernel_flavours import FLAVOURS, kernels_of
 from tokasaurus.model.attention.backend import AttentionBackend, AttentionBatch, CausalModel
 from tokasaurus.model.attention.cpu_backend import CpuBackend
 from tokasaurus.model.attention.torch_backend import TorchBackend
@@ -16,7 +17,7 @@ from tokasaurus.model.decoder import Decoder
 from tokasaurus.model.kernels.fused_decoder import FusedDecoder
 from tokasaurus.model.kernels.install import with_cpu_kernels
 from tokasaurus.model.kernels.linear import PackedLinear
-from tokasaurus.model.kernels.loader import runnable_flavours
+from tokasaurus.model.kernels.loader import native_flavour
 from tokasaurus.model.transformers_path.model import TransformersModel
 
 CPU = torch.device("cpu")
@@ -108,10 +109,12 @@ def backends(
 ) -> tuple[TorchBackend, CpuBackend]:
     layers = model.attention_layers
     arguments: dict[str, Any] = {"page_size": PAGE_SIZE, "dtype": dtype, "device": CPU}
-    return TorchBackend(layers, **arguments), CpuBackend(layers, flavour=flavour, **arguments)
+    return TorchBackend(layers, **arguments), CpuBackend(
+        layers, kernels=kernels_of(flavour), **arguments
+    )
 
 
-@pytest.mark.parametrize("flavour", runnable_flavours())
+@pytest.mark.parametrize("flavour", FLAVOURS)
 @pytest.mark.parametrize("features", [*FUSED, *PACKED])
 @torch.inference_mode()
 def test_equals_the_shared_decoder(features: str, flavour: str) -> None:
@@ -126,7 +129,7 @@ def test_equals_the_shared_decoder(features: str, flavour: str) -> None:
     torch.testing.assert_close(actual, expected, atol=2e-5, rtol=2e-5)
 
 
-@pytest.mark.parametrize("flavour", runnable_flavours())
+@pytest.mark.parametrize("flavour", FLAVOURS)
 @torch.inference_mode()
 def test_bfloat16_is_near_float32(flavour: str) -> None:
     model = make_decoder(torch.bfloat16, qk_norm=True, tie_embeddings=True)
@@ -142,7 +145,7 @@ def test_bfloat16_is_near_float32(flavour: str) -> None:
 @pytest.mark.parametrize("moe", [None, EXPERTS])
 def test_weights_are_held_once(moe: MoESpec | None) -> None:
     model = make_decoder(torch.bfloat16, tie_embeddings=True, moe=moe)
-    backend = backends(model, runnable_flavours()[0], torch.bfloat16)[1]
+    backend = backends(model, native_flavour(), torch.bfloat16)[1]
     with_cpu_kernels(model, backend)
     assert model.embedding.weight.numel() == 0
     assert sum(p.numel() for p in model.parameters() if p.dim() > 1) == 0
@@ -160,7 +163,7 @@ def test_transformers_models_compute_with_packed_layers() -> None:
         tie_word_embeddings=True,
     )
     model = TransformersModel(LlamaForCausalLM(config).eval().requires_grad_(False), 64)
-    torch_backend, cpu_backend = backends(model, runnable_flavours()[0], torch.float32)
+    torch_backend, cpu_backend = backends(model, native_flavour(), torch.float32)
     expected = logits_of_two_steps(model, torch_backend)
     packed = with_cpu_kernels(model, cpu_backend)
     layers = [layer for layer, _ in model.linear_layers()]
@@ -173,5 +176,5 @@ def test_transformers_models_compute_with_packed_layers() -> None:
 
 def test_other_backends_leave_the_model_alone() -> None:
     model = make_decoder(torch.float32)
-    backend = backends(model, runnable_flavours()[0], torch.float32)[0]
+    backend = backends(model, native_flavour(), torch.float32)[0]
     assert with_cpu_kernels(model, backend) is model

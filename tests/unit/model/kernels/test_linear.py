@@ -1,4 +1,4 @@
-"""Packed linear layers equal a float64 product, in every build flavour that runs here."""
+"""Packed linear layers equal a float64 product, in every build flavour."""
 
 import pytest
 import torch
@@ -6,16 +6,17 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.kernel_flavours import FLAVOURS, kernels_of
 from tokasaurus.model.kernels.linear import PackedGroupedLinear, PackedLinear
-from tokasaurus.model.kernels.loader import Kernels, load_kernels, runnable_flavours
+from tokasaurus.model.kernels.loader import Kernels
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 8e-3}
 FIXTURE_IS_CONSTANT = [HealthCheck.function_scoped_fixture]
 
 
-@pytest.fixture(params=runnable_flavours())
+@pytest.fixture(params=FLAVOURS)
 def kernels(request: pytest.FixtureRequest) -> Kernels:
-    return load_kernels(request.param)
+    return kernels_of(request.param)
 
 
 def assert_near(y: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:

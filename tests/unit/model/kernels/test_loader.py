@@ -52,16 +52,36 @@ def test_second_process_finds_the_build(monkeypatch: pytest.MonkeyPatch) -> None
     """What another process built while this one waited for the lock is not built again."""
     lines: list[str] = []
 
-    def build(flavour: str, namespace: str, library: Path) -> None:
+    def build(flags: tuple[str, ...], namespace: str, library: Path) -> None:
         library.write_bytes(b"")
 
     monkeypatch.setattr(loader, "_build", build)
     for _ in range(2):
-        library = loader._built_library("generic", "tokasaurus_generic", lines.append)
+        library = loader._built_library(("-O1",), "tokasaurus_generic", lines.append)
         assert library.exists()
     assert len(lines) == 1
 
 
-def test_key_depends_on_the_flavour() -> None:
-    assert loader._build_key("generic") != loader._build_key("avx2")
-    assert loader._build_key("avx2") == loader._build_key("avx2")
+def test_key_depends_on_the_flags() -> None:
+    keys = [loader._build_key(flags) for flags in loader.FLAVOUR_FLAGS.values()]
+    assert len(set(keys)) == len(set(loader.FLAVOUR_FLAGS.values()))
+    assert loader._build_key(("-O1",)) == loader._build_key(("-O1",))
+
+
+@pytest.mark.parametrize(
+    ("capability", "features", "expected"),
+    [
+        ("AVX512", "flags: avx2 avx512f avx_vnni", ("avx512", "avx_vnni", "avx2", "generic")),
+        ("AVX512", "flags: avx2 avx512f", ("avx512", "avx2", "generic")),
+        ("AVX2", "flags: avx2 avx_vnni", ("avx_vnni", "avx2", "generic")),
+        ("AVX2", "flags: avx2", ("avx2", "generic")),
+        ("DEFAULT", "flags: sse2 avx_vnni", ("generic",)),
+    ],
+)
+def test_machines_run_what_they_have(
+    monkeypatch: pytest.MonkeyPatch, capability: str, features: str, expected: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(loader.torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(loader, "_cpu_features", lambda: features)
+    assert loader.runnable_flavours() == expected
+    assert loader.native_flavour() == expected[0]

@@ -8,8 +8,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.kernel_flavours import FLAVOURS, kernels_of
 from tests.unit.model.sampling.reference_sampler import make_batch
-from tokasaurus.model.kernels.loader import load_kernels, runnable_flavours
 from tokasaurus.model.kernels.sampling import KernelOperations
 from tokasaurus.model.sampling.adjustments import AdjustedRows, Adjustment
 from tokasaurus.model.sampling.draw import DrawnRows, VocabularySlice
@@ -23,9 +23,9 @@ FIXTURE_IS_CONSTANT = [HealthCheck.function_scoped_fixture]
 VOCAB_SIZES = [1, 2, 63, 64, 65, 200, 1000, 1025, 3000, 20_000]
 
 
-@pytest.fixture(params=runnable_flavours())
+@pytest.fixture(params=FLAVOURS)
 def operations(request: pytest.FixtureRequest) -> KernelOperations:
-    return KernelOperations(load_kernels(request.param))
+    return KernelOperations(kernels_of(request.param))
 
 
 def random_logits(num_rows: int, vocab_size: int, seed: int, spread: float) -> torch.Tensor:

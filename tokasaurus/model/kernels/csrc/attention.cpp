@@ -12,6 +12,9 @@ namespace {
 constexpr int64_t SMALL_TILE = 64;    // keys per tile of items with many query rows
 constexpr int64_t LARGE_TILE = 128;   // and of those with few
 
+// With fewer items per thread, one that is taken ahead may keep a thread waiting.
+constexpr int64_t ITEMS_AHEAD = 16;
+
 // Vectors of outputs that M rows accumulate at once.
 constexpr int output_vectors(int rows) {
 #if defined(__AVX512F__)
@@ -37,7 +40,8 @@ class Worker {
         q_stride_((call.cache.head_dim + 1) / 2 * 2),
         padded_(call.cache.padded_head_dim()) {}
 
-  void run(const Item& item, float* partials) {
+  // `next` is what this thread does afterwards, or null: its first keys are fetched meanwhile.
+  void run(const Item& item, const Item* next, float* partials) {
     item_ = &item;
     rows_ = item.num_tokens * group_;
     blocks_ = call_.block_ids + item.block_offset;
@@ -51,12 +55,12 @@ class Worker {
       sum_[i] = 0.0f;
     }
     std::memset(output_, 0, rows_ * padded_ * sizeof(float));
-    const int64_t page = call_.cache.page_size;
-    const int64_t whole = page <= tile_ ? tile_ / page * page : tile_;
     for (int64_t begin = item.kv_begin; begin < item.kv_end;) {
-      int64_t end = begin + whole;
-      if (page > tile_) end = std::min(end, begin / page * page + page);
-      end = std::min<int64_t>(end, item.kv_end);
+      const int64_t end = tile_end(item, begin);
+      if (end < item.kv_end)
+        ahead_ = {&item, end};
+      else
+        ahead_ = {next, next == nullptr ? 0 : next->kv_begin};
       if (expands_)
         expanded_tile(begin, end);
       else
@@ -70,6 +74,41 @@ class Worker {
   }
 
  private:
+  int64_t tile_end(const Item& item, int64_t begin) const {
+    const int64_t page = call_.cache.page_size;
+    int64_t end = begin + (page <= tile_ ? tile_ / page * page : tile_);
+    if (page > tile_) end = std::min(end, begin / page * page + page);
+    return std::min<int64_t>(end, item.kv_end);
+  }
+
+  const T* keys_of(const int32_t* blocks, int64_t kv_head, int64_t token) const {
+    const CacheShape& shape = call_.cache;
+    return static_cast<const T*>(call_.k_cache) +
+           blocks[token / shape.page_size] * shape.k_block_size() + kv_head * shape.k_head_size();
+  }
+
+  const T* values_of(int64_t token) const {
+    const CacheShape& shape = call_.cache;
+    return static_cast<const T*>(call_.v_cache) +
+           blocks_[token / shape.page_size] * shape.v_block_size() +
+           item_->kv_head * shape.v_head_size();
+  }
+
+  // Blocks lie anywhere in memory and are short: the machine would not see them coming.
+  static TOKA_INLINE void prefetch(const T* start, int64_t elements) {
+    const char* lines = reinterpret_cast<const char*>(start);
+    for (int64_t i = 0; i < elements * int64_t(sizeof(T)); i += 64) __builtin_prefetch(lines + i);
+  }
+
+  // Of the tile that comes next, the keys of the block that is `number` blocks into it.
+  void prefetch_ahead(int64_t number) const {
+    if (ahead_.item == nullptr) return;
+    const int64_t token = ahead_.begin + number * call_.cache.page_size;
+    if (token >= tile_end(*ahead_.item, ahead_.begin)) return;
+    prefetch(keys_of(call_.block_ids + ahead_.item->block_offset, ahead_.item->kv_head, token),
+             call_.cache.k_head_size());
+  }
+
   void reserve() {
     const int64_t tile_rows = rows_ * tile_;
     const int64_t expanded = expands_ ? tile_ * (head_dim_ + 1 + padded_) : 0;
@@ -130,8 +169,7 @@ class Worker {
   TOKA_INLINE void score_tile(const Q* q, const B* b, int64_t ldb, int64_t steps, int64_t i,
                               int64_t v, float* out) {
     F acc[M][N] = {};
-    multiply<M, N>(q + i * q_stride_, q_stride_, b + v * W * Operand<B>::PACK, ldb, int(steps),
-                   acc);
+    multiply(q + i * q_stride_, q_stride_, b + v * W * Operand<B>::PACK, ldb, int(steps), acc);
     for (int r = 0; r < M; r++)
       for (int n = 0; n < N; n++) store(out + (i + r) * tile_ + (v + n) * W, acc[r][n]);
   }
@@ -194,8 +232,8 @@ class Worker {
     const int64_t page = shape.page_size, steps = (head_dim_ + PACK - 1) / PACK;
     for (int64_t t = begin; t < end;) {
       const int64_t offset = t % page, count = std::min(page - offset, end - t);
-      const T* k = static_cast<const T*>(call_.k_cache) + blocks_[t / page] * shape.k_block_size() +
-                   item_->kv_head * shape.k_head_size() + offset * PACK;
+      const T* k = keys_of(blocks_, item_->kv_head, t) + offset * PACK;
+      prefetch(values_of(t), shape.v_head_size());
       score(reinterpret_cast<const A*>(queries_), k, page, steps, (count + W - 1) / W,
             scores_ + (t - begin));
       t += count;
@@ -222,11 +260,9 @@ class Worker {
         for (int n = 0; n < N; n++) acc[r][n] = load(output_ + (i + r) * padded_ + (v + n) * W);
       for (int64_t t = begin; t < end;) {
         const int64_t offset = t % page, count = std::min(page - offset, end - t);
-        const T* values = static_cast<const T*>(call_.v_cache) +
-                          blocks_[t / page] * shape.v_block_size() +
-                          item_->kv_head * shape.v_head_size() +
-                          (offset / PACK * padded_ + v * W) * PACK;
-        multiply<M, N>(p + (t - begin), tile_, values, padded_, int(count / PACK), acc);
+        const T* values = values_of(t) + (offset / PACK * padded_ + v * W) * PACK;
+        if (i == 0 && v == 0) prefetch_ahead((t - begin) / page);
+        multiply(p + (t - begin), tile_, values, padded_, int(count / PACK), acc);
         if (PACK == 2 && count % 2 == 1) {
           // The pair's second token is not there yet: whatever the cache holds must not count.
           const T* last = values + count / PACK * padded_ * PACK;
@@ -235,7 +271,7 @@ class Worker {
             pair[2 * n] = last[2 * n];
             assign(&pair[2 * n + 1], 0.0f);
           }
-          multiply<M, N>(p + (t - begin) + count - 1, tile_, pair, padded_, 1, acc);
+          multiply(p + (t - begin) + count - 1, tile_, pair, padded_, 1, acc);
         }
         t += count;
       }
@@ -267,7 +303,7 @@ class Worker {
       F acc[M][N];
       for (int r = 0; r < M; r++)
         for (int n = 0; n < N; n++) acc[r][n] = load(output_ + (i + r) * padded_ + (v + n) * W);
-      multiply<M, N>(static_cast<const float*>(probabilities_) + i * tile_, tile_,
+      multiply(static_cast<const float*>(probabilities_) + i * tile_, tile_,
                      static_cast<const float*>(v_tile_) + v * W, padded_, int(count), acc);
       for (int r = 0; r < M; r++)
         for (int n = 0; n < N; n++) store(output_ + (i + r) * padded_ + (v + n) * W, acc[r][n]);
@@ -339,6 +375,10 @@ class Worker {
   const int64_t group_, head_dim_, q_stride_, padded_;
   const Item* item_ = nullptr;
   const int32_t* blocks_ = nullptr;
+  struct {
+    const Item* item;
+    int64_t begin;
+  } ahead_ = {nullptr, 0};  // where the next tile's keys begin, if there is one
   int64_t rows_ = 0, tile_ = 0;
   bool expands_ = false;
   float *scores_, *probabilities_, *output_, *queries_, *last_pair_, *max_, *sum_;
@@ -363,9 +403,10 @@ void run(const AttentionCall& call) {
     });
     team.barrier();
     Worker<T> worker(call);
-    team.pieces(call.num_items, 1, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; i++) worker.run(call.items[i], partials);
-    });
+    team.each(call.num_items, call.num_items >= ITEMS_AHEAD * call.threads,
+              [&](int64_t i, int64_t next) {
+                worker.run(call.items[i], next < 0 ? nullptr : &call.items[next], partials);
+              });
     if (call.num_merges == 0) return;
     team.barrier();
     team.pieces(call.num_merges, 4, [&](int64_t first, int64_t last) {

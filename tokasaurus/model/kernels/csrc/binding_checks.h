@@ -1,9 +1,10 @@
 // Argument checks and conversions shared by the operator bindings.
 #pragma once
 
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
-#include <ATen/core/Tensor.h>
 
 #include <memory>
 #include <optional>
@@ -11,6 +12,8 @@
 #include "linear.h"
 
 namespace toka {
+
+inline int threads() { return at::get_num_threads(); }
 
 inline Type type_of(const at::Tensor& tensor, const char* name) {
   if (tensor.scalar_type() == at::kBFloat16) return Type::BFloat16;

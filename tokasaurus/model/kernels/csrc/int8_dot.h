@@ -67,7 +67,7 @@ TOKA_INLINE I dot(I sum, I a, I b) {
 }
 
 // Straight from a packed panel.
-template <int M, int N, bool STREAMS>
+template <bool STREAMS, int M, int N>
 TOKA_INLINE void multiply_levels(const Level* a, ptrdiff_t lda, const int8_t* b, int steps,
                                  I (&acc)[M][N]) {
   constexpr int STEP = NR * DOT_PACK;  // bytes

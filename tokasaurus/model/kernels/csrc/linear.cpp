@@ -7,9 +7,6 @@
 namespace toka {
 namespace {
 
-// More rows than this are limited by arithmetic, not by the stream of weights.
-constexpr int MAX_STREAMING_ROWS = 4;
-
 template <class T>
 struct Shape {
   static constexpr int PACK = Operand<T>::PACK;
@@ -60,18 +57,9 @@ void unpack_rows(const T* packed, const int64_t* ids, int64_t num_ids, int64_t i
 template <bool STREAMS, class A, class B>
 TOKA_INLINE void add_product(const A* a, int64_t lda, const B* panel, int64_t steps, int rows,
                              F* tile) {
-  constexpr int WIDE = 2;
-  with_rows(rows, [&](auto constant) {
-    constexpr int M = decltype(constant)::value;
-    constexpr int N = M * WIDE <= MR * NV ? WIDE : NV;
-    for (int v = 0; v < WIDE; v += N) {
-      F acc[M][N];
-      for (int m = 0; m < M; m++)
-        for (int n = 0; n < N; n++) acc[m][n] = tile[WIDE * m + v + n];
-      multiply<M, N, STREAMS && M <= MAX_STREAMING_ROWS>(a, lda, panel + v * W * Operand<B>::PACK, NR, int(steps), acc);
-      for (int m = 0; m < M; m++)
-        for (int n = 0; n < N; n++) tile[WIDE * m + v + n] = acc[m][n];
-    }
+  add_to_tile(rows, tile, [&](auto& acc, int v) {
+    constexpr bool FEW = std::extent_v<std::remove_reference_t<decltype(acc)>> <= MAX_STREAMING_ROWS;
+    multiply<STREAMS && FEW>(a, lda, panel + v * W * Operand<B>::PACK, NR, int(steps), acc);
   });
 }
 

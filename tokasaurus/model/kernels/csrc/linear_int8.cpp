@@ -4,9 +4,6 @@
 namespace toka {
 namespace {
 
-// More rows than this are limited by arithmetic, not by the stream of weights.
-constexpr int MAX_STREAMING_ROWS = 4;
-
 // A row without larger values counts as zeros: 127 over it might be infinite.
 constexpr float SMALLEST_MAGNITUDE = 1e-30f;
 
@@ -58,22 +55,12 @@ float prepare_levels(const LinearCall& call, int64_t row, Level* out, int64_t pa
 template <bool STREAMS, class B>
 TOKA_INLINE void add_product(const Level* a, int64_t lda, const B* b, int64_t steps, int rows,
                              I* tile) {
-  constexpr int WIDE = 2;
-  with_rows(rows, [&](auto constant) {
-    constexpr int M = decltype(constant)::value;
-    constexpr int N = M * WIDE <= MR * NV ? WIDE : NV;
-    for (int v = 0; v < WIDE; v += N) {
-      I acc[M][N];
-      for (int m = 0; m < M; m++)
-        for (int n = 0; n < N; n++) acc[m][n] = tile[WIDE * m + v + n];
-      if constexpr (std::is_same<B, int32_t>::value)
-        multiply_operands<M, N>(a, lda, b + v * W, int(steps), acc);
-      else
-        multiply_levels<M, N, STREAMS && M <= MAX_STREAMING_ROWS>(a, lda, b + v * W * DOT_PACK,
-                                                                  int(steps), acc);
-      for (int m = 0; m < M; m++)
-        for (int n = 0; n < N; n++) tile[WIDE * m + v + n] = acc[m][n];
-    }
+  add_to_tile(rows, tile, [&](auto& acc, int v) {
+    constexpr bool FEW = std::extent_v<std::remove_reference_t<decltype(acc)>> <= MAX_STREAMING_ROWS;
+    if constexpr (std::is_same<B, int32_t>::value)
+      multiply_operands(a, lda, b + v * W, int(steps), acc);
+    else
+      multiply_levels<STREAMS && FEW>(a, lda, b + v * W * DOT_PACK, int(steps), acc);
   });
 }
 

@@ -7,7 +7,6 @@ namespace {
 
 // More rows than this read weights that have been expanded for all of them.
 constexpr int MAX_DIRECT_ROWS = MR;
-constexpr int MAX_STREAMING_ROWS = 4;
 
 // Independent sums of a column, so that few rows don't wait for one sum after the other.
 constexpr int chains(int rows) { return rows == 1 ? 4 : rows <= 4 ? 2 : 1; }
@@ -36,12 +35,14 @@ TOKA_INLINE void prefetch_bytes(const void* at) {
   for (int line = 0; line < BYTES; line += 64) __builtin_prefetch(ahead + line);
 }
 
-typedef std::conditional_t<HAS_BF16_DOT, bf16, float> Expanded;
-typedef Operand<Expanded>::A Wide;  // activations beside expanded weights
+// What weights are expanded to beside activations of type T; floats must not lose bits.
+template <class T>
+using Expanded = std::conditional_t<HAS_BF16_DOT && std::is_same_v<T, bf16>, bf16, float>;
 
 // Where the vector n of an even k begins in an expanded slice of NR columns.
-TOKA_INLINE Expanded* expanded_at(Expanded* slice, int64_t k, int n) {
-  return slice + k * NR + n * W * Operand<Expanded>::PACK;
+template <class E>
+TOKA_INLINE E* expanded_at(E* slice, int64_t k, int n) {
+  return slice + k * NR + n * W * Operand<E>::PACK;
 }
 
 // Two rows of k, the first one even, as micro.h wants them.
@@ -83,7 +84,8 @@ struct Int8Weights {
   }
 
   // Levels themselves, which are exact in bf16 too; `finish` scales the sums.
-  void expand(const char* panel, int64_t k, int64_t count, Expanded* out) const {
+  template <class E>
+  void expand(const char* panel, int64_t k, int64_t count, E* out) const {
     const int8_t* b = Int8WeightsPanel::levels(panel) + k * NR;
     for (int64_t i = 0; i < count; i += 2) {
       prefetch_bytes<2 * NR>(b + i * NR);
@@ -149,7 +151,8 @@ struct Int4Weights {
   }
 
   // k is a multiple of the group's size.
-  void expand(const char* panel, int64_t k, int64_t count, Expanded* out) const {
+  template <class E>
+  void expand(const char* panel, int64_t k, int64_t count, E* out) const {
     const int64_t group_size = shape.group_steps * CODES;
     for (int64_t i = 0; i < count; i += CODES) {
       const int64_t group = (k + i) / group_size, step = (k + i) % group_size / CODES;
@@ -193,27 +196,19 @@ void few_rows(const Weights& weights, const char* panel, const float* a, int64_t
   });
 }
 
-template <class Weights>
-void many_rows(const Weights& weights, const char* panel, const Wide* a, int64_t lda, int64_t padded,
-               int64_t rows, F* tile, Expanded* expanded) {
-  constexpr int PACK = Operand<Expanded>::PACK;
+template <class Weights, class E>
+void many_rows(const Weights& weights, const char* panel, const typename Operand<E>::A* a,
+               int64_t lda, int64_t padded, int64_t rows, F* tile, E* expanded) {
+  constexpr int PACK = Operand<E>::PACK;
   const int64_t tiles = (rows + MR - 1) / MR, tile_rows = (rows + tiles - 1) / tiles;
   std::memset(static_cast<void*>(tile), 0, rows * 2 * sizeof(F));
   for (int64_t k = 0; k < padded; k += K_SLICE) {
     const int64_t count = std::min(K_SLICE, padded - k);
     weights.expand(panel, k, count, expanded);
+    const E* slice = expanded;
     for (int64_t m = 0; m < rows; m += tile_rows)
-      with_rows(int(std::min(tile_rows, rows - m)), [&](auto constant) {
-        constexpr int M = decltype(constant)::value;
-        constexpr int N = M * 2 <= MR * NV ? 2 : NV;
-        for (int v = 0; v < 2; v += N) {
-          F acc[M][N];
-          for (int i = 0; i < M; i++)
-            for (int n = 0; n < N; n++) acc[i][n] = tile[2 * (m + i) + v + n];
-          multiply<M, N>(a + m * lda + k, lda, expanded + v * W * PACK, NR, int(count / PACK), acc);
-          for (int i = 0; i < M; i++)
-            for (int n = 0; n < N; n++) tile[2 * (m + i) + v + n] = acc[i][n];
-        }
+      add_to_tile(int(std::min(tile_rows, rows - m)), tile + 2 * m, [&](auto& acc, int v) {
+        multiply(a + m * lda + k, lda, slice + v * W * PACK, NR, int(count / PACK), acc);
       });
   }
   weights.finish(panel, rows, tile);
@@ -252,11 +247,13 @@ void run(const LinearCall& call) {
   const int64_t M = call.num_rows, padded = round_up(call.in_features, CODES);
   thread_local Scratch scratch, sums_scratch;
   if (M > MAX_DIRECT_ROWS) {
+    typedef Expanded<T> E;
+    typedef typename Operand<E>::A Wide;
     const Wide* a = prepare_rows<Wide, T>(call, padded, scratch.get<Wide>(M * padded));
     each_panel<T, Out>(call, weights.shape.bytes, padded * sizeof(Wide),
                        [&](const char* panel, int64_t row0, int64_t rows, F* tile, float* expanded) {
                          many_rows(weights, panel, a + row0 * padded, padded, padded, rows, tile,
-                                   reinterpret_cast<Expanded*>(expanded));
+                                   reinterpret_cast<E*>(expanded));
                        });
     return;
   }

@@ -42,6 +42,9 @@ constexpr int MR = 4, NV = 1;
 #endif
 constexpr int NR = 2 * W;  // columns of a packed panel
 
+// More rows than this are limited by arithmetic, not by the stream of weights.
+constexpr int MAX_STREAMING_ROWS = 4;
+
 // How many steps ahead a stream of weights (B read once, step after step) is fetched: a page of
 // 4 KB, so that the address of the next page is translated in time too.
 constexpr int PREFETCH_STEPS = 4096 / (NR * 4);
@@ -77,7 +80,7 @@ class RowPointers {
   ptrdiff_t stride_;
 };
 
-template <int M, int N, bool STREAMS = false>
+template <bool STREAMS = false, int M, int N>
 TOKA_INLINE void multiply(const float* a, ptrdiff_t lda, const float* b, ptrdiff_t ldb, int steps,
                           F (&acc)[M][N]) {
   RowPointers<M> rows(a, lda);
@@ -96,7 +99,7 @@ TOKA_INLINE void multiply(const float* a, ptrdiff_t lda, const float* b, ptrdiff
 }
 
 // `ldb` counts columns (32-bit pairs) per step, `steps` counts pairs of k.
-template <int M, int N, bool STREAMS = false, class A>
+template <bool STREAMS = false, int M, int N, class A>
 TOKA_INLINE void multiply(const A* a, ptrdiff_t lda, const bf16* b, ptrdiff_t ldb, int steps,
                           F (&acc)[M][N]) {
   static_assert(std::is_same<A, Operand<bf16>::A>::value, "the rows of A must be operands");
@@ -115,6 +118,9 @@ TOKA_INLINE void multiply(const A* a, ptrdiff_t lda, const bf16* b, ptrdiff_t ld
     b += 2 * ldb;
   }
 #else
+  // Few sums would wait for one another: the odd elements' are kept apart until the end.
+  constexpr int SPLIT = M * N <= 6 ? M : 0;
+  F apart[SPLIT + 1][N] = {};
 #pragma GCC unroll 4
   for (int k = 0; k < steps; k++) {
     if (STREAMS) prefetch_step(b, 2 * ldb);
@@ -127,10 +133,12 @@ TOKA_INLINE void multiply(const A* a, ptrdiff_t lda, const bf16* b, ptrdiff_t ld
     for (int n = 0; n < N; n++) bk[n] = pair_hi(load_as<U>(b + 2 * n * W));
     for (int m = 0; m < M; m++) {
       const F am = splat(a[m * lda + 2 * k + 1]);
-      for (int n = 0; n < N; n++) acc[m][n] += am * bk[n];
+      for (int n = 0; n < N; n++) (SPLIT ? apart[m % (SPLIT + 1)][n] : acc[m][n]) += am * bk[n];
     }
     b += 2 * ldb;
   }
+  for (int m = 0; m < SPLIT; m++)
+    for (int n = 0; n < N; n++) acc[m][n] += apart[m][n];
 #endif
 }
 
@@ -150,6 +158,25 @@ TOKA_INLINE void with_rows(int rows, Function&& f) {
     else
       with_rows<Function, M - 1>(rows, static_cast<Function&&>(f));
   }
+}
+
+// Adds to tile[rows][2], the sums of a panel's columns: calls add(acc, v) on pieces of it, where acc
+// is [M][N] sums in registers, of the vectors from v on. rows <= MR.
+template <class V, class Add>
+TOKA_INLINE void add_to_tile(int rows, V* tile, Add&& add) {
+  constexpr int WIDE = 2;
+  with_rows(rows, [&](auto constant) {
+    constexpr int M = decltype(constant)::value;
+    constexpr int N = M * WIDE <= MR * NV ? WIDE : NV;
+    for (int v = 0; v < WIDE; v += N) {
+      V acc[M][N];
+      for (int m = 0; m < M; m++)
+        for (int n = 0; n < N; n++) acc[m][n] = tile[WIDE * m + v + n];
+      add(acc, v);
+      for (int m = 0; m < M; m++)
+        for (int n = 0; n < N; n++) tile[WIDE * m + v + n] = acc[m][n];
+    }
+  });
 }
 
 }  // namespace toka

@@ -1,5 +1,6 @@
-// The decoder stack as a torch operator: lists of tensors in, one StackCall out.
-#include <ATen/Parallel.h>
+// The decoder stack as a torch operator: lists of tensors in, one StackCall out. Part of binding.cpp.
+#pragma once
+
 #include <torch/library.h>
 
 #include "binding_checks.h"
@@ -96,7 +97,7 @@ void decoder_stack_op(at::Tensor& hidden, const at::Tensor& positions, const at:
   call.rotary.positions = positions.const_data_ptr<int64_t>();
   call.slot_mapping = slot_mapping.const_data_ptr<int64_t>();
   call.block_ids = block_ids.const_data_ptr<int32_t>();
-  call.threads = at::get_num_threads();
+  call.threads = threads();
   const Sizes size{call.hidden_size, intermediate_size, (num_heads + 2 * num_kv_heads) * head_dim,
                    num_heads * head_dim};
   call.layers.resize(num_layers);
@@ -114,13 +115,7 @@ void decoder_stack_op(at::Tensor& hidden, const at::Tensor& positions, const at:
   run_stack(call);
 }
 
-}  // namespace
-}  // namespace toka
-
-#define TOKA_LIBRARY_FRAGMENT(name, m) TORCH_LIBRARY_FRAGMENT(name, m)
-#define TOKA_LIBRARY_IMPL(name, key, m) TORCH_LIBRARY_IMPL(name, key, m)
-
-TOKA_LIBRARY_FRAGMENT(TOKA_NAMESPACE, m) {
+inline void define_stack(torch::Library& m) {
   m.def(
       "decoder_stack(Tensor(a!) hidden, Tensor positions, Tensor rotary_table, "
       "Tensor slot_mapping, Tensor block_ids, Tensor[] weights, Tensor(b!)[] caches, "
@@ -129,4 +124,7 @@ TOKA_LIBRARY_FRAGMENT(TOKA_NAMESPACE, m) {
       "int intermediate_size, int page_size, int kind=0, int group_size=0) -> ()");
 }
 
-TOKA_LIBRARY_IMPL(TOKA_NAMESPACE, CPU, m) { m.impl("decoder_stack", &toka::decoder_stack_op); }
+inline void implement_stack(torch::Library& m) { m.impl("decoder_stack", &decoder_stack_op); }
+
+}  // namespace
+}  // namespace toka

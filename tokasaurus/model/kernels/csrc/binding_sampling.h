@@ -1,5 +1,6 @@
-// Sampling as torch operators.
-#include <ATen/Parallel.h>
+// Sampling as torch operators. Part of binding.cpp.
+#pragma once
+
 #include <torch/library.h>
 
 #include <tuple>
@@ -9,8 +10,6 @@
 
 namespace toka {
 namespace {
-
-int threads() { return at::get_num_threads(); }
 
 Logits logits_of(const at::Tensor& logits) {
   check_contiguous(logits, at::kFloat, "logits");
@@ -109,13 +108,7 @@ std::tuple<at::Tensor, at::Tensor> draw_op(const at::Tensor& logits, const at::T
   return {columns, scores};
 }
 
-}  // namespace
-}  // namespace toka
-
-#define TOKA_LIBRARY_FRAGMENT(name, m) TORCH_LIBRARY_FRAGMENT(name, m)
-#define TOKA_LIBRARY_IMPL(name, key, m) TORCH_LIBRARY_IMPL(name, key, m)
-
-TOKA_LIBRARY_FRAGMENT(TOKA_NAMESPACE, m) {
+inline void define_sampling(torch::Library& m) {
   m.def("block_maxima(Tensor logits) -> Tensor");
   m.def("best_tokens(Tensor logits, Tensor maxima) -> Tensor");
   m.def("mark_broken_rows(Tensor logits, Tensor maxima, Tensor(a!) tokens) -> ()");
@@ -128,11 +121,14 @@ TOKA_LIBRARY_FRAGMENT(TOKA_NAMESPACE, m) {
       "Tensor peak, Tensor threshold, int vocab_size, int first_block) -> (Tensor, Tensor)");
 }
 
-TOKA_LIBRARY_IMPL(TOKA_NAMESPACE, CPU, m) {
-  m.impl("block_maxima", &toka::block_maxima_op);
-  m.impl("best_tokens", &toka::best_tokens_op);
-  m.impl("mark_broken_rows", &toka::mark_broken_rows_op);
-  m.impl("log_normalizers", &toka::log_normalizers_op);
-  m.impl("truncation_thresholds", &toka::truncation_thresholds_op);
-  m.impl("draw_tokens", &toka::draw_op);
+inline void implement_sampling(torch::Library& m) {
+  m.impl("block_maxima", &block_maxima_op);
+  m.impl("best_tokens", &best_tokens_op);
+  m.impl("mark_broken_rows", &mark_broken_rows_op);
+  m.impl("log_normalizers", &log_normalizers_op);
+  m.impl("truncation_thresholds", &truncation_thresholds_op);
+  m.impl("draw_tokens", &draw_op);
 }
+
+}  // namespace
+}  // namespace toka

@@ -1,5 +1,6 @@
-// Linear layers as torch operators.
-#include <ATen/Parallel.h>
+// Linear layers as torch operators. Part of binding.cpp.
+#pragma once
+
 #include <torch/library.h>
 
 #include "binding_checks.h"
@@ -7,8 +8,6 @@
 
 namespace toka {
 namespace {
-
-int threads() { return at::get_num_threads(); }
 
 at::Tensor packed_memory(int64_t bytes, at::ScalarType dtype) {
   static HugePageArena arena;
@@ -137,14 +136,8 @@ at::Tensor grouped_linear_op(const at::Tensor& x, const at::Tensor& packed, cons
   return out;
 }
 
-}  // namespace
-}  // namespace toka
-
-#define TOKA_LIBRARY_FRAGMENT(name, m) TORCH_LIBRARY_FRAGMENT(name, m)
-#define TOKA_LIBRARY_IMPL(name, key, m) TORCH_LIBRARY_IMPL(name, key, m)
-
 // `kind` and `group_size` are a Format of linear.h.
-TOKA_LIBRARY_FRAGMENT(TOKA_NAMESPACE, m) {
+inline void define_linear(torch::Library& m) {
   m.def("pack_weight(Tensor weight, bool gated, int kind=0, int group_size=0) -> Tensor");
   m.def("pack_group(Tensor weights, int kind=0, int group_size=0) -> Tensor");
   m.def(
@@ -159,10 +152,13 @@ TOKA_LIBRARY_FRAGMENT(TOKA_NAMESPACE, m) {
       "int group_size=0) -> Tensor");
 }
 
-TOKA_LIBRARY_IMPL(TOKA_NAMESPACE, CPU, m) {
-  m.impl("pack_weight", &toka::pack_weight_op);
-  m.impl("pack_group", &toka::pack_group_op);
-  m.impl("packed_rows", &toka::packed_rows_op);
-  m.impl("linear", &toka::linear_op);
-  m.impl("grouped_linear", &toka::grouped_linear_op);
+inline void implement_linear(torch::Library& m) {
+  m.impl("pack_weight", &pack_weight_op);
+  m.impl("pack_group", &pack_group_op);
+  m.impl("packed_rows", &packed_rows_op);
+  m.impl("linear", &linear_op);
+  m.impl("grouped_linear", &grouped_linear_op);
 }
+
+}  // namespace
+}  // namespace toka

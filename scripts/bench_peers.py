@@ -143,7 +143,7 @@ def parse_args(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="cut the workloads: no measurement")
     parser.add_argument("--json", type=Path, help="write all rounds to this file")
     parser.add_argument("options", nargs="*", help="ENGINE:key=value, options of an engine")
-    args = parser.parse_args(words)
+    args = parser.parse_intermixed_args(words)
     if args.rounds < 1:
         parser.error("--rounds: say 1 or more.")
     names = [OURS, *(name for name, _ in args.peer)]

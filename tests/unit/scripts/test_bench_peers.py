@@ -144,6 +144,8 @@ def test_refuses_what_it_does_not_know(
 
 
 def test_options_go_to_one_engine() -> None:
-    args = parse_args([*BASE, "openvino:kv_cache_precision=f16", "tokasaurus:page_size=32"])
+    """Wherever they stand."""
+    words = ["openvino:kv_cache_precision=f16", *BASE, "tokasaurus:page_size=32"]
+    args = parse_args(words)
     assert args.peer == [("openvino", "python")]
     assert args.options == ["openvino:kv_cache_precision=f16", "tokasaurus:page_size=32"]

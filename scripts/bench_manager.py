@@ -17,6 +17,7 @@ import gc
 import statistics
 import time
 from collections import deque
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -259,7 +260,46 @@ def make_cases(options: argparse.Namespace) -> list[Case]:
     return [*cases, Forecasts(4096, 10_000)]
 
 
-def main() -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """Milliseconds of the cases: medians and the reference by round and case, the least by case."""
+
+    medians: np.ndarray
+    references: np.ndarray
+    least: np.ndarray
+
+
+def measure(cases: list[Case], num_rounds: int) -> Measured:
+    gc.collect()
+    gc.freeze()
+    medians = np.zeros((num_rounds, len(cases)))
+    references = np.zeros_like(medians)
+    least = np.full(len(cases), np.inf)
+    for round_index in range(num_rounds):
+        for index, case in enumerate(cases):
+            before = reference()
+            times = case.measure()
+            references[round_index, index] = (before + reference()) / 2
+            medians[round_index, index] = statistics.median(times)
+            least[index] = min(least[index], *times)
+    gc.unfreeze()
+    return Measured(medians=medians, references=references, least=least)
+
+
+def print_table(cases: list[Case], measured: Measured) -> None:
+    medians, references = measured.medians, measured.references
+    ratios = np.median(medians / references, axis=0)
+    print("| case | median ms | least ms | ratio | bytes/step |\n|---|---|---|---|---|")
+    print(f"| reference | {np.median(references):.2f} | {references.min():.2f} | 1 | |")
+    for index, case in enumerate(cases):
+        num_bytes = "" if case.bytes_per_step is None else f"{case.bytes_per_step:.0f}"
+        print(
+            f"| {case.name} | {np.median(medians[:, index]):.2f} | {measured.least[index]:.2f} "
+            f"| {ratios[index]:.3f} | {num_bytes} |"
+        )
+
+
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -270,32 +310,12 @@ def main() -> None:
     parser.add_argument("--num-steps", type=int, default=60, help="of a case in a round")
     parser.add_argument("--churn-tokens", type=int, default=256)
     parser.add_argument("--no-decisions", action="store_true", help="skip onboarding and forecasts")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     cases = make_cases(options)
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(GC_THRESHOLD)
-    medians = np.zeros((options.rounds, len(cases)))
-    least = np.full(len(cases), np.inf)
-    references = np.zeros_like(medians)
-    for round_index in range(options.rounds):
-        for index, case in enumerate(cases):
-            before = reference()
-            times = case.measure()
-            references[round_index, index] = (before + reference()) / 2
-            medians[round_index, index] = statistics.median(times)
-            least[index] = min(least[index], *times)
-    ratios = np.median(medians / references, axis=0)
     print(f"context {options.context}, {options.num_queued} queued, {options.rounds} rounds")
-    print("| case | median ms | least ms | ratio | bytes/step |\n|---|---|---|---|---|")
-    print(f"| reference | {np.median(references):.2f} | {references.min():.2f} | 1 | |")
-    for index, case in enumerate(cases):
-        num_bytes = "" if case.bytes_per_step is None else f"{case.bytes_per_step:.0f}"
-        print(
-            f"| {case.name} | {np.median(medians[:, index]):.2f} | {least[index]:.2f} "
-            f"| {ratios[index]:.3f} | {num_bytes} |"
-        )
+    print_table(cases, measure(cases, options.rounds))
 
 
 if __name__ == "__main__":
+    gc.set_threshold(GC_THRESHOLD)
     main()

@@ -17,7 +17,7 @@ import argparse
 import json
 import statistics
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -159,11 +159,21 @@ def shares_of(limits: list[Limit], workload: Workload, result: RunResult) -> dic
     return shares
 
 
+def shortened(workload: Workload) -> Workload:
+    """As many sequences, few tokens: to warm up."""
+    return replace(
+        workload,
+        num_shared=min(workload.num_shared, 64),
+        num_own=min(workload.num_own, 64),
+        num_output_tokens=min(workload.num_output_tokens, 8),
+    )
+
+
 def measure_runs(
     llm: LLM, workload: Workload, num_runs: int, meter: LimitMeter | None
 ) -> tuple[list[RunResult], list[dict[str, float]]]:
     """Results of the counted runs, and their shares of the limits if there is a meter."""
-    run_once(llm, workload, 0)
+    run_once(llm, shortened(workload), 0)
     results, shares = [], []
     before = None if meter is None else meter.measure(workload)
     for run in range(1, num_runs + 1):

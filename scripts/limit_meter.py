@@ -102,7 +102,7 @@ def _plain(weight: torch.Tensor) -> Linear:
 
 
 def _packed_by_onednn(weight: torch.Tensor) -> Linear:
-    reordered = torch.ops.mkldnn._reorder_linear_weight(weight.to_mkldnn())
+    reordered = torch.ops.mkldnn._reorder_linear_weight(weight)
     none: list[float] = []
     return lambda x: torch.ops.mkldnn._linear_pointwise(x, reordered, None, "none", none, "")
 
@@ -217,6 +217,7 @@ class LimitMeter:
     if `quantization` is not "none".
     """
 
+    @torch.inference_mode()
     def __init__(self, shape: Shape, dtype: torch.dtype, quantization: str, clock: Clock) -> None:
         self._shape, self._dtype, self._clock = shape, dtype, clock
         self._plain = [LinearPass(shape, dtype, pack) for pack in plain_ways(dtype).values()]

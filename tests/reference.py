@@ -13,7 +13,10 @@ def load_reference(checkpoint: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
-        checkpoint, dtype=torch.float32, local_files_only=True
+        checkpoint,
+        dtype=torch.float32,
+        local_files_only=True,
+        attn_implementation="eager",  # some versions' default leaves out a model's soft cap
     )
     model.generation_config.eos_token_id = None
     return model.eval()

@@ -4,6 +4,8 @@ Groups are runs of rows in the decode order (Juravsky et al., "Hydragen", 2024).
 for every few steps; in between, those that leave only shorten their run, and joiners stay apart.
 """
 
+from itertools import pairwise
+
 import numpy as np
 
 from tokasaurus.ipc.messages.to_worker import HydragenGroup
@@ -109,12 +111,11 @@ class GroupFinder:
         group_of[self._epoch_of[decode_slots] != self._running.slots.epochs[decode_slots]] = -1
         if not (group_of >= 0).any():
             return []
-        starts = np.flatnonzero(np.diff(group_of, prepend=-2))
-        lengths = np.diff(starts, append=group_of.size)
+        edges = np.flatnonzero(group_of[1:] != group_of[:-1]) + 1
         return [
             HydragenGroup(
-                first_row=start, num_rows=length, num_blocks=self._num_blocks[group_of[start]]
+                first_row=start, num_rows=end - start, num_blocks=self._num_blocks[group_of[start]]
             )
-            for start, length in zip(starts.tolist(), lengths.tolist(), strict=True)
-            if group_of[start] >= 0 and length >= self._min_rows
+            for start, end in pairwise([0, *edges.tolist(), group_of.size])
+            if group_of[start] >= 0 and end - start >= self._min_rows
         ]

@@ -27,7 +27,7 @@ class Run:
     """int32: replaced, never changed in place. Those at the end may go, but none follow, so a node
     keeps its place here until it leaves the tree or the run is split before it."""
     content: bytes = b""
-    """Their token ids as int32 bytes."""
+    """Their token ids as int32 bytes, and perhaps those of blocks that are gone from its end."""
     children: "dict[bytes, Run]" = field(default_factory=dict)
     """By the content of their first block; all are below the last block."""
 
@@ -242,7 +242,7 @@ class PrefixTree:
         rest = Run(
             parent=run,
             blocks=run.blocks[index:],
-            content=run.content[index * self._stride :],
+            content=run.content[index * self._stride : run.blocks.size * self._stride],
             children=run.children,
         )
         for child in rest.children.values():
@@ -262,7 +262,8 @@ class PrefixTree:
         self._heads[gone] = -1
         run.blocks = run.blocks[:num_left]
         if num_left:
-            run.content = run.content[: num_left * self._stride]
+            if len(run.content) > 2 * num_left * self._stride:
+                run.content = run.content[: num_left * self._stride]
             self.offer(run.blocks.item(-1))
             return
         parent = run.parent
@@ -290,7 +291,7 @@ class PrefixTree:
             parent, tail = run.parent, run.blocks.item(-1)
             assert self._runs[run.blocks.item(0)] is run
             assert (self._heads[run.blocks] == run.blocks[0]).all()
-            assert len(run.content) == self._stride * run.blocks.size
+            assert 1 <= len(run.content) / (self._stride * run.blocks.size) <= 2
             assert parent is not None
             assert parent.children[run.content[: self._stride]] is run
             if parent.parent is None:

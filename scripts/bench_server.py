@@ -4,7 +4,8 @@ sends the same bytes.
 The server is the real process; an instant engine and raw clients (`server_load.py`) stand in for
 the rest. Of a step, every stream gets its tokens in one message, and the next step begins when all
 clients have them. The bare app yields the pieces that the server wrote, one per turn of its event
-loop.
+loop. Both are measured in turns, in short rounds, because a machine's speed wanders: the ratio is
+the median over rounds of (the server's CPU without tokenizing) / (the bare app's).
 """
 
 import argparse
@@ -18,14 +19,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import urlsplit
 
-import psutil
 import uvloop
-from server_load import Clients, InstantEngine, body_of, chunks_of, post
+from server_cost import HEADER, Result, Round, Target, result_of, row_of
+from server_load import InstantEngine, body_of, chunks_of, post
 
 from tokasaurus.config.engine_config import EngineConfig
 from tokasaurus.config.model_files import resolve_model
@@ -36,79 +36,28 @@ from tokasaurus.launch.child import ChildOrders
 from tokasaurus.launch.child_process import ChildProcess
 from tokasaurus.launch.cpu_share import thread_environment
 from tokasaurus.launch.topology import build_topology
+from tokasaurus.tokenization.chat_template import ChatTemplate
 from tokasaurus.tokenization.tokenizer import Tokenizer
 
 TEXT = "The little dog ran to the old house by the river and sat down in the warm sun. "
 PROMPT = TEXT
 PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 START_SECONDS = 60
-SCHEDULER_STATISTICS = Path("/proc/self/schedstat")
-"""Where the kernel counts CPU time in nanoseconds, per thread."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """Medians over the runs, where nothing else is said."""
-
-    endpoint: str
-    kind: str
-    """"stream" or "whole"."""
-    num_streams: int
-    tokens_together: int
-    cpu_us: float
-    """Server CPU per streamed token, or per request of one token."""
-    kernel_us: float
-    """What of `cpu_us` is spent in system calls, loopback delivery included."""
-    lowest_cpu_us: float
-    """Of the run that the rest of the machine disturbed least."""
-    bare_us: float
-    """The bare app's, for the same bytes."""
-    lowest_bare_us: float
-    per_second: float
-    """Tokens or requests per second of wall time, clients and engine included."""
-    writes_per_step: float
-    """How often a stream's news arrived, per step."""
-    tokenizing_us: float = 0.0
-    """What of `cpu_us` is spent on the prompt's tokens."""
-
-
-class Cpu(NamedTuple):
-    """Seconds; `total` includes those in the kernel."""
-
-    total: float
-    kernel: float
-
-    def since(self, earlier: "Cpu", count: int) -> "Cpu":
-        """Per one of `count`."""
-        return Cpu((self.total - earlier.total) / count, (self.kernel - earlier.kernel) / count)
-
-
-class Target:
-    """A server process under measurement, and connections to it."""
-
-    def __init__(self, pid: int, port: int) -> None:
-        self._process = psutil.Process(pid)
-        self._port = port
-
-    async def connect(self, count: int) -> Clients:
-        clients = Clients()
-        await clients.connect("127.0.0.1", self._port, count)
-        return clients
-
-    def cpu(self) -> "Cpu":
-        """Of all its threads so far."""
-        times = self._process.cpu_times()
-        total = times.user + times.system  # in steps of 10 ms
-        if SCHEDULER_STATISTICS.exists():
-            folders = Path(f"/proc/{self._process.pid}/task").iterdir()
-            total = sum(int((f / "schedstat").read_text().split()[0]) for f in folders) / 1e9
-        return Cpu(total, times.system)
 
 
 class Bench:
     """The server and the bare app, both running."""
 
-    def __init__(self, engine: InstantEngine, server: Target, bare: Target, folder: Path) -> None:
+    def __init__(
+        self,
+        engine: InstantEngine,
+        server: Target,
+        bare: Target,
+        folder: Path,
+        tokenize: Callable[[str], object],
+    ) -> None:
+        """`tokenize` does for an endpoint's request what the server does for its prompt."""
+        self.tokenize = tokenize
         self.engine = engine
         self.server = server
         self.bare = bare
@@ -121,7 +70,7 @@ class Bench:
         num_steps = max(8, num_tokens // (num_streams * together))
         total = num_steps * num_streams * together
         request = _request(endpoint, stream=True)
-        ours, bares, seconds, reads = [], [], [], []
+        rounds = []
         for run in range(runs + 1):
             clients = await self.server.connect(num_streams)
             clients.send_all(request)
@@ -142,17 +91,22 @@ class Bench:
             clients.close()
             bare = await self._bare(pieces, num_streams, stream=True, times=1)
             if run:  # the first warms up
-                ours.append(used)
-                bares.append(bare / (len(pieces) * together))
-                seconds.append(total / elapsed)
-                reads.append(num_reads / (num_steps * num_streams))
-        return _result(endpoint, "stream", num_streams, together, ours, bares, seconds, reads)
+                rounds.append(
+                    Round(
+                        ours=used,
+                        bare=bare / (len(pieces) * together),
+                        tokenizing=0.0,
+                        per_second=total / elapsed,
+                        writes=num_reads / (num_steps * num_streams),
+                    )
+                )
+        return result_of(endpoint, "stream", num_streams, together, rounds)
 
     async def whole(self, endpoint: str, num_clients: int, times: int, runs: int) -> Result:
         """Each client asks `times` times for one token."""
         total = num_clients * times
         request = _request(endpoint, stream=False, max_tokens=1)
-        ours, bares, seconds = [], [], []
+        rounds = []
         for run in range(runs + 1):
             clients = await self.server.connect(num_clients)
             began, used = time.perf_counter(), self.server.cpu()
@@ -164,10 +118,16 @@ class Bench:
             clients.close()
             bare = await self._bare([body], num_clients, stream=False, times=times)
             if run:
-                ours.append(used)
-                bares.append(bare / times)
-                seconds.append(total / elapsed)
-        return _result(endpoint, "whole", num_clients, 1, ours, bares, seconds, [1.0])
+                rounds.append(
+                    Round(
+                        ours=used,
+                        bare=bare / times,
+                        tokenizing=tokenizing_seconds(self.tokenize, endpoint),
+                        per_second=total / elapsed,
+                        writes=1.0,
+                    )
+                )
+        return result_of(endpoint, "whole", num_clients, 1, rounds)
 
     async def _bare(
         self, pieces: list[bytes], num_clients: int, *, stream: bool, times: int
@@ -187,31 +147,6 @@ class Bench:
         return used.total
 
 
-def _result(
-    endpoint: str,
-    kind: str,
-    num_streams: int,
-    together: int,
-    ours: list[Cpu],
-    bares: list[float],
-    rates: list[float],
-    writes: list[float],
-) -> Result:
-    return Result(
-        endpoint=endpoint,
-        kind=kind,
-        num_streams=num_streams,
-        tokens_together=together,
-        cpu_us=statistics.median(cpu.total for cpu in ours) * 1e6,
-        kernel_us=statistics.median(cpu.kernel for cpu in ours) * 1e6,
-        lowest_cpu_us=min(cpu.total for cpu in ours) * 1e6,
-        bare_us=statistics.median(bares) * 1e6,
-        lowest_bare_us=min(bares) * 1e6,
-        per_second=statistics.median(rates),
-        writes_per_step=statistics.median(writes),
-    )
-
-
 def _body(endpoint: str, *, stream: bool, max_tokens: int = 100_000) -> dict[str, object]:
     body: dict[str, object] = {"model": "demo", "max_tokens": max_tokens, "temperature": 0.7}
     if endpoint == "chat":
@@ -225,18 +160,29 @@ def _request(endpoint: str, *, stream: bool, max_tokens: int = 100_000) -> bytes
     return post(PATHS[endpoint], _body(endpoint, stream=stream, max_tokens=max_tokens))
 
 
-def tokenizing_microseconds(tokenizer: Tokenizer) -> float:
-    """CPU time of encoding the prompt in this process."""
+def tokenizing_seconds(tokenize: Callable[[str], object], endpoint: str) -> float:
+    """CPU time of encoding the prompt of a request in this process."""
     times = []
-    for _ in range(200):
+    for _ in range(100):
         began = time.thread_time()
-        tokenizer.encode(PROMPT)
+        tokenize(endpoint)
         times.append(time.thread_time() - began)
-    return statistics.median(times) * 1e6
+    return statistics.median(times)
+
+
+def _tokenize_with(tokenizer: Tokenizer, folder: Path) -> Callable[[str], object]:
+    template = ChatTemplate.load(folder, tokenizer.settings, tokenizer.named_tokens)
+    assert template is not None, "the demo model chats"
+    texts = {
+        "chat": template.render([{"role": "user", "content": PROMPT}]),
+        "completions": PROMPT,
+    }
+    return lambda endpoint: tokenizer.encode(texts[endpoint])
 
 
 async def measure(args: argparse.Namespace) -> list[Result]:
-    tokenizer = Tokenizer.load(resolve_model("demo"))
+    model = resolve_model("demo")
+    tokenizer = Tokenizer.load(model)
     addresses = Addresses.create()
     supervisor: ZmqInbox[ToSupervisor] = ZmqInbox(addresses.supervisor(), ToSupervisor)
     token_ids = tokenizer.encode(TEXT, add_special_tokens=False)
@@ -251,9 +197,10 @@ async def measure(args: argparse.Namespace) -> list[Result]:
             url = await asyncio.to_thread(_wait_until_ready, supervisor)
             port = await _wait_for_file(folder / "port")
             server = Target(child.pid, urlsplit(url).port or 0)
-            bench = Bench(engine, server, Target(bare.pid, port), folder)
+            tokenize = _tokenize_with(tokenizer, model)
+            bench = Bench(engine, server, Target(bare.pid, port), folder, tokenize)
             print(f"server {child.pid}, bare app {bare.pid}", file=sys.stderr)
-            return await _run_all(bench, args, tokenizing_microseconds(tokenizer))
+            return await _run_all(bench, args)
         finally:
             child.terminate()
             bare.terminate()
@@ -306,7 +253,7 @@ async def _wait_for_file(path: Path) -> int:
     raise RuntimeError("the bare app did not become ready")
 
 
-async def _run_all(bench: Bench, args: argparse.Namespace, tokenizing_us: float) -> list[Result]:
+async def _run_all(bench: Bench, args: argparse.Namespace) -> list[Result]:
     jobs: list[Callable[[], Awaitable[Result]]] = []
     for endpoint in args.endpoints:
         for num_streams in args.streams:
@@ -323,29 +270,9 @@ async def _run_all(bench: Bench, args: argparse.Namespace, tokenizing_us: float)
     print(HEADER)
     for job in jobs:
         result = await job()
-        if result.kind == "whole":
-            result = Result(**asdict(result) | {"tokenizing_us": tokenizing_us})
         print(row_of(result), flush=True)
         results.append(result)
     return results
-
-
-HEADER = (
-    "| endpoint | kind | clients | tokens together | CPU us per token or request "
-    "| lowest | of it kernel | of it tokenizing | bare app us | lowest | ratio | per second "
-    "| writes per step |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|"
-)
-
-
-def row_of(result: Result) -> str:
-    rest = result.cpu_us - result.tokenizing_us
-    return (
-        f"| {result.endpoint} | {result.kind} | {result.num_streams} | {result.tokens_together} "
-        f"| {result.cpu_us:.1f} | {result.lowest_cpu_us:.1f} | {result.kernel_us:.1f} "
-        f"| {result.tokenizing_us:.0f} | {result.bare_us:.1f} | {result.lowest_bare_us:.1f} "
-        f"| {rest / max(result.bare_us, 1e-3):.1f} "
-        f"| {result.per_second:,.0f} | {result.writes_per_step:.2f} |"
-    )
 
 
 def main() -> None:
@@ -353,10 +280,10 @@ def main() -> None:
     parser.add_argument("--endpoints", nargs="+", choices=PATHS, default=list(PATHS))
     parser.add_argument("--streams", type=int, nargs="*", default=[1, 64, 256])
     parser.add_argument("--together", type=int, nargs="*", default=[1, 4])
-    parser.add_argument("--num-tokens", type=int, default=20_000, help="per run, all streams")
+    parser.add_argument("--num-tokens", type=int, default=5_000, help="per round, all streams")
     parser.add_argument("--clients", type=int, default=64, help="that ask for one token each")
-    parser.add_argument("--num-requests", type=int, default=2000, help="per run; 0: none")
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--num-requests", type=int, default=640, help="per round; 0: none")
+    parser.add_argument("--runs", type=int, default=11, help="rounds")
     parser.add_argument("--json", type=Path, help="file for the results")
     args = parser.parse_args()
     print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}")

@@ -20,6 +20,7 @@ class DisconnectWatch:
         self._steps = self._watch().__await__()
         self._awaited: asyncio.Future[None] | None = None
         """None while nothing keeps the steps from going on."""
+        self._is_over = False
 
     def __enter__(self) -> None:
         self._go_on()
@@ -32,9 +33,12 @@ class DisconnectWatch:
     ) -> None:
         if self._awaited is not None:
             self._awaited.remove_done_callback(self._go_on)
+        self._is_over = True
         self._steps.close()
 
     def _go_on(self, done: object = None) -> None:  # noqa: ARG002 - a future's callback
+        if self._is_over:  # the callback was on its way already
+            return
         self._awaited = None
         try:
             self._awaited = next(self._steps)

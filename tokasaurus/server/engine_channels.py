@@ -1,7 +1,10 @@
 """The sockets between one front end and all managers."""
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 from typing import Protocol
+
+import msgspec
 
 from tokasaurus.ipc.addresses import Addresses
 from tokasaurus.ipc.channels import AsyncZmqInbox, Outbox, ZmqOutbox
@@ -16,15 +19,20 @@ class AsyncInbox(Protocol):
     def close(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class EngineChannels:
-    """Open them inside the event loop that uses them."""
+    """Open them inside the event loop that uses them.
+
+    What is posted in one turn of the loop leaves together at its end: the first of many messages
+    wakes the thread that writes them up, the others find it awake.
+    """
 
     inbox: AsyncInbox
     address: str
     """Of the inbox."""
     managers: list[Outbox]
     """By dp_rank."""
+    _posted: list[tuple[int, msgspec.Struct]] = field(default_factory=list)
 
     @classmethod
     def open(cls, addresses: Addresses, server_index: int, num_managers: int) -> "EngineChannels":
@@ -35,7 +43,20 @@ class EngineChannels:
             managers=[ZmqOutbox(addresses.manager(rank)) for rank in range(num_managers)],
         )
 
+    def post(self, dp_rank: int, message: msgspec.Struct) -> None:
+        """Messages for one manager arrive in the order in which they were posted."""
+        if not self._posted:
+            asyncio.get_running_loop().call_soon(self._send_posted)
+        self._posted.append((dp_rank, message))
+
     def close(self) -> None:
+        """After what was posted has been sent."""
+        self._send_posted()
         self.inbox.close()
         for outbox in self.managers:
             outbox.close()
+
+    def _send_posted(self) -> None:
+        posted, self._posted = self._posted, []
+        for dp_rank, message in posted:
+            self.managers[dp_rank].send(message)

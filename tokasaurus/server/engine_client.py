@@ -267,7 +267,7 @@ class EngineClient:
         group.add(generation)
         self._in_flight[request.request_id] = generation, group
         self._balancer.add(dp_rank, request)
-        self._channels.managers[dp_rank].send(request)
+        self._channels.post(dp_rank, request)
 
     def _check_room(self, num_new: int) -> None:
         bound = self._max_in_flight
@@ -301,7 +301,7 @@ class EngineClient:
     def _send_cancels(self, by_rank: dict[int, list[int]]) -> None:
         assert self._channels is not None
         for dp_rank, request_ids in by_rank.items():
-            self._channels.managers[dp_rank].send(CancelRequests(request_ids))
+            self._channels.post(dp_rank, CancelRequests(request_ids))
 
     async def _receive_forever(self, channels: EngineChannels) -> None:
         try:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 
 from tokasaurus.ipc.addresses import Addresses
@@ -219,6 +220,13 @@ class ManagerDouble:
         )
 
 
+class PromptChannels(EngineChannels):
+    """What is posted is there at once, for tests that look without giving others a turn."""
+
+    def post(self, dp_rank: int, message: msgspec.Struct) -> None:
+        self.managers[dp_rank].send(message)
+
+
 def connected(
     tokenizer: Tokenizer,
     script: Callable[[GenerateRequest], list[int]],
@@ -242,6 +250,6 @@ def connected(
         eos_token_ids=(EOS,),
         max_in_flight=max_in_flight,
         default_timeout_seconds=default_timeout_seconds,
-        channels=EngineChannels(inbox=inbox, address="inbox", managers=list(managers)),
+        channels=PromptChannels(inbox=inbox, address="inbox", managers=list(managers)),
     )
     return client, managers

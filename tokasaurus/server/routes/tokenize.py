@@ -79,12 +79,12 @@ async def detokenize(request: Request) -> Response:
 )
 async def tokenizer_info(request: Request) -> Response:
     state = state_of(request)
-    names = state.tokenizer.named_tokens
+    names, template = state.tokenizer.named_tokens, state.chat_template
     info = TokenizerInfo(
         bos_token=names.get("bos_token"),
         eos_token=names.get("eos_token"),
         pad_token=names.get("pad_token"),
-        chat_template=state.chat_template and state.chat_template.source,
+        chat_template=None if template is None else template.source,
     )
     return Response(msgspec.json.encode(info), media_type="application/json")
 

@@ -144,7 +144,7 @@ class EngineConfig(StrictConfig):
     """Least severity of the messages that all processes log."""
     ready_timeout_seconds: float = 600.0
     """Start-up fails when a process is not ready after this long."""
-    step_timeout_seconds: float = 300.0
+    step_timeout_seconds: float = 900.0
     """The engine fails when a forward pass is not done after this long: a worker hangs."""
     shutdown_timeout_seconds: float = 10.0
     """Processes that are still there this long after being asked to stop are killed."""

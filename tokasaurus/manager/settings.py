@@ -30,7 +30,7 @@ class ManagerSettings:
     priority_aging_seconds: float = 60.0
     """Waiting for so long is worth one step of priority."""
     stats_interval_seconds: float = 1.0
-    step_timeout_seconds: float = 300.0
+    step_timeout_seconds: float = 900.0
     """A worker that owes a step for longer hangs."""
     debug_checks: bool = False
     """Check every invariant after every tick (slow)."""

@@ -57,7 +57,7 @@ void unpack_rows(const T* packed, const int64_t* ids, int64_t num_ids, int64_t i
 template <bool STREAMS, class A, class B>
 TOKA_INLINE void add_product(const A* a, int64_t lda, const B* panel, int64_t steps, int rows,
                              F* tile) {
-  add_to_tile(rows, tile, [&](auto& acc, int v) {
+  add_to_tile(rows, tile, [&](auto& acc, int v) TOKA_ALWAYS {
     constexpr bool FEW = std::extent_v<std::remove_reference_t<decltype(acc)>> <= MAX_STREAMING_ROWS;
     multiply<STREAMS && FEW>(a, lda, panel + v * W * Operand<B>::PACK, NR, int(steps), acc);
   });

@@ -55,7 +55,7 @@ float prepare_levels(const LinearCall& call, int64_t row, Level* out, int64_t pa
 template <bool STREAMS, class B>
 TOKA_INLINE void add_product(const Level* a, int64_t lda, const B* b, int64_t steps, int rows,
                              I* tile) {
-  add_to_tile(rows, tile, [&](auto& acc, int v) {
+  add_to_tile(rows, tile, [&](auto& acc, int v) TOKA_ALWAYS {
     constexpr bool FEW = std::extent_v<std::remove_reference_t<decltype(acc)>> <= MAX_STREAMING_ROWS;
     if constexpr (std::is_same<B, int32_t>::value)
       multiply_operands(a, lda, b + v * W, int(steps), acc);

@@ -207,7 +207,7 @@ void many_rows(const Weights& weights, const char* panel, const typename Operand
     weights.expand(panel, k, count, expanded);
     const E* slice = expanded;
     for (int64_t m = 0; m < rows; m += tile_rows)
-      add_to_tile(int(std::min(tile_rows, rows - m)), tile + 2 * m, [&](auto& acc, int v) {
+      add_to_tile(int(std::min(tile_rows, rows - m)), tile + 2 * m, [&](auto& acc, int v) TOKA_ALWAYS {
         multiply(a + m * lda + k, lda, slice + v * W * PACK, NR, int(count / PACK), acc);
       });
   }

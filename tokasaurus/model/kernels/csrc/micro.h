@@ -118,9 +118,6 @@ TOKA_INLINE void multiply(const A* a, ptrdiff_t lda, const bf16* b, ptrdiff_t ld
     b += 2 * ldb;
   }
 #else
-  // Few sums would wait for one another: the odd elements' are kept apart until the end.
-  constexpr int SPLIT = M * N <= 6 ? M : 0;
-  F apart[SPLIT + 1][N] = {};
 #pragma GCC unroll 4
   for (int k = 0; k < steps; k++) {
     if (STREAMS) prefetch_step(b, 2 * ldb);
@@ -133,12 +130,10 @@ TOKA_INLINE void multiply(const A* a, ptrdiff_t lda, const bf16* b, ptrdiff_t ld
     for (int n = 0; n < N; n++) bk[n] = pair_hi(load_as<U>(b + 2 * n * W));
     for (int m = 0; m < M; m++) {
       const F am = splat(a[m * lda + 2 * k + 1]);
-      for (int n = 0; n < N; n++) (SPLIT ? apart[m % (SPLIT + 1)][n] : acc[m][n]) += am * bk[n];
+      for (int n = 0; n < N; n++) acc[m][n] += am * bk[n];
     }
     b += 2 * ldb;
   }
-  for (int m = 0; m < SPLIT; m++)
-    for (int n = 0; n < N; n++) acc[m][n] += apart[m][n];
 #endif
 }
 

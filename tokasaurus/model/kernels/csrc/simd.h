@@ -37,7 +37,8 @@ struct bf16 {
   uint16_t bits;
 };
 
-#define TOKA_INLINE inline __attribute__((always_inline))
+#define TOKA_ALWAYS __attribute__((always_inline))
+#define TOKA_INLINE inline TOKA_ALWAYS
 
 constexpr float NEG_INF = -std::numeric_limits<float>::infinity();
 

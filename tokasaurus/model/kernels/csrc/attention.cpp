@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "attention_cache.h"
+#include "attention_merge.h"
 #include "parallel.h"
 
 namespace toka {
@@ -325,52 +326,19 @@ class Worker {
       }
       T* out = static_cast<T*>(call_.out) +
                ((item_->token0 + i / group_) * call_.num_heads + head) * head_dim_;
-      write_row(output_ + i * padded_, factor / sum, out);
+      write_row(output_ + i * padded_, factor / sum, head_dim_, out);
     }
   }
 
-  void write_row(const float* o, float factor, T* out) const {
-    int64_t h = 0;
-    for (; h + W <= head_dim_; h += W) store(out + h, load(o + h) * factor);
-    for (; h < head_dim_; h++) assign(out + h, o[h] * factor);
-  }
-
-  // A partial row is the unnormalised output, then the maximum and the sum.
   void store_partials(float* partials) const {
     for (int64_t i = 0; i < rows_; i++) {
-      float* p = partials + (item_->partial_row + i) * (padded_ + 16);
+      float* p = partials + (item_->partial_row + i) * partial_stride(padded_);
       std::memcpy(p, output_ + i * padded_, padded_ * sizeof(float));
       p[padded_] = max_[i];
       p[padded_ + 1] = sum_[i];
     }
   }
 
- public:
-  void merge(const Merge& merge, const float* partials) {
-    const int64_t stride = padded_ + 16;
-    output_ = scratch_.template get<float>(padded_);
-    for (int64_t g = 0; g < group_; g++) {
-      const int64_t head = merge.kv_head * group_ + g;
-      float top = call_.sinks != nullptr ? call_.sinks[head] : NEG_INF;
-      float sum = 0;
-      const int32_t* parts = call_.parts + merge.first;
-      for (int n = 0; n < merge.count; n++)
-        top = std::max(top, partials[(parts[n] + g) * stride + padded_]);
-      if (call_.sinks != nullptr) sum = std::exp(call_.sinks[head] - top);
-      std::memset(output_, 0, padded_ * sizeof(float));
-      for (int n = 0; n < merge.count; n++) {
-        const float* part = partials + (parts[n] + g) * stride;
-        const float weight = std::exp(part[padded_] - top);
-        sum += weight * part[padded_ + 1];
-        for (int64_t h = 0; h < padded_; h += W)
-          store(output_ + h, load(output_ + h) + load(part + h) * weight);
-      }
-      T* out = static_cast<T*>(call_.out) + (merge.token * call_.num_heads + head) * head_dim_;
-      write_row(output_, 1.0f / sum, out);
-    }
-  }
-
- private:
   const AttentionCall& call_;
   const int64_t group_, head_dim_, q_stride_, padded_;
   const Item* item_ = nullptr;
@@ -394,7 +362,7 @@ void run(const AttentionCall& call) {
   thread_local Scratch scratch;
   float* partials = nullptr;
   if (call.partial_rows > 0)
-    partials = scratch.get<float>(call.partial_rows * (call.cache.padded_head_dim() + 16));
+    partials = scratch.get<float>(call.partial_rows * partial_stride(call.cache.padded_head_dim()));
   parallel_region(call.threads, [&](Team& team) {
     team.pieces(call.num_tokens, 4, [&](int64_t first, int64_t last) {
       thread_local Scratch head;
@@ -410,7 +378,7 @@ void run(const AttentionCall& call) {
     if (call.num_merges == 0) return;
     team.barrier();
     team.pieces(call.num_merges, 4, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; i++) worker.merge(call.merges[i], partials);
+      for (int64_t i = first; i < last; i++) merge_parts<T>(call, call.merges[i], partials);
     });
   });
 }

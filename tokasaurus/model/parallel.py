@@ -4,6 +4,7 @@ A worker alone is the default: every function is then the identity and costs not
 network are told apart from our own, because their cause is another worker.
 """
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +25,7 @@ class PeerLostError(ProcessFailedError):
         self.peers = peers
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class RankGroup:
     """Workers that exchange tensors. All of them call the same functions in the same order.
 
@@ -41,8 +42,17 @@ class RankGroup:
     """`all_reduce` in compiled code."""
 
     def __post_init__(self) -> None:
-        if self.process_group is not None:
-            object.__setattr__(self, "_operator", AllReduceOperator(self._sum))
+        if self.process_group is None:
+            return
+        # Torch keeps what an operator calls, where no garbage collection looks.
+        this = weakref.ref(self)
+
+        def run(x: torch.Tensor) -> None:
+            group = this()
+            assert group is not None, "the operator belongs to the group"
+            group._sum(x)
+
+        object.__setattr__(self, "_operator", AllReduceOperator(run))
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """The sum over the ranks, computed in place: the same bits on all of them."""

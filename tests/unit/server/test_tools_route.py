@@ -187,11 +187,17 @@ def test_mistral_ids_are_short() -> None:
         ),
         ({"tools": [with_parameters({"not": {}}, strict=True)]}, "tools[0].function.parameters"),
         (
-            {"tools": [with_parameters({"uniqueItems": True})], "tool_choice": "required"},
+            {
+                "tools": [with_parameters({"uniqueItems": True}, strict=True)],
+                "tool_choice": "required",
+            },
             "tools[0].function.parameters",
         ),
         (
-            {"tools": [with_parameters({"type": "string"})], "tool_choice": "required"},
+            {
+                "tools": [with_parameters({"type": "string"}, strict=True)],
+                "tool_choice": "required",
+            },
             "tools[0].function.parameters",
         ),
         (

@@ -1,7 +1,7 @@
 """The offline workloads that engines are compared on: token ids in, greedy, EOS ignored.
 
-Everything is submitted at once. Each run has prompts of its own, so that runs don't hit each
-other's cached prefixes.
+Everything is submitted at once. Each run of each workload has prompts of its own, so that they
+don't hit each other's cached prefixes.
 """
 
 import random
@@ -20,8 +20,10 @@ class Workload:
     num_output_tokens: int
 
     def prompts(self, run: int) -> list[list[int]]:
-        shared = _random_ids(self.num_shared, f"{run} shared")
-        return [shared + _random_ids(self.num_own, f"{run} {i}") for i in range(self.num_seqs)]
+        shared = _random_ids(self.num_shared, f"{self} {run} shared")
+        return [
+            shared + _random_ids(self.num_own, f"{self} {run} {i}") for i in range(self.num_seqs)
+        ]
 
 
 def _random_ids(length: int, seed: str) -> list[int]:

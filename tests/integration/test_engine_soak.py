@@ -111,6 +111,7 @@ async def soak(engine: BackgroundEngine, checkpoint: Path) -> tuple[Counter[str]
         await client.close()
 
 
+@pytest.mark.slow  # two thousand requests to a model on a CPU
 @pytest.mark.timeout(280)
 def test_nothing_is_left_after_two_thousand_requests(tmp_path: Path) -> None:
     checkpoint = make_checkpoint("llama", tmp_path / "llama")

@@ -47,7 +47,12 @@ def engine_processes() -> Iterator[psutil.Process]:
 
 @pytest.mark.parametrize(
     "sizes",
-    [{"tp_size": 2}, {"pp_size": 2}, {"dp_size": 2, "pp_size": 2, "tp_size": 2}],
+    [
+        {"tp_size": 2},
+        {"pp_size": 2},
+        # Eight workers that start on two cores.
+        pytest.param({"dp_size": 2, "pp_size": 2, "tp_size": 2}, marks=pytest.mark.slow),
+    ],
     ids=["tp", "pp", "dp-pp-tp"],
 )
 def test_tokens_are_those_of_one_process(

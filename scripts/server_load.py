@@ -16,6 +16,7 @@ from tokasaurus.ipc.channels import AsyncZmqInbox, ZmqOutbox
 from tokasaurus.ipc.messages.to_manager import (
     CancelRequests,
     GenerateRequest,
+    GenerateRequests,
     ServerHello,
     ToManager,
 )
@@ -77,16 +78,22 @@ class InstantEngine:
                 match message:
                     case ServerHello(server_index=index, address=address):
                         self._greet(index, address)
-                    case GenerateRequest(request_id=request_id, max_tokens=1):
-                        one_token.setdefault(request_id >> 48, []).append(request_id)
-                    case GenerateRequest(request_id=request_id):
-                        self._running.setdefault(request_id >> 48, []).append(request_id)
+                    case GenerateRequest():
+                        self._take(message, one_token)
+                    case GenerateRequests(requests=requests):
+                        for request in requests:
+                            self._take(request, one_token)
                     case CancelRequests():
                         raise RuntimeError("a server gave a request up")
             for server, request_ids in one_token.items():
                 finished = [RequestFinished(request_id=i, reason="length") for i in request_ids]
                 self._send(server, request_ids, self._script[:1], finished)
             self._changed.set()
+
+    def _take(self, request: GenerateRequest, one_token: dict[int, list[int]]) -> None:
+        """Note it among those for one token, or those that wait for steps."""
+        by_server = one_token if request.max_tokens == 1 else self._running
+        by_server.setdefault(request.request_id >> 48, []).append(request.request_id)
 
     def _greet(self, server_index: int, address: str) -> None:
         outbox = self._outboxes[server_index] = ZmqOutbox(address)

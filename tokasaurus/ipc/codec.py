@@ -1,7 +1,8 @@
 """The wire form of messages: one msgpack frame, and one frame with the bytes of all its arrays.
 
 An array stands in the msgpack frame as [dtype, byte offset, shape...]; its bytes start at that
-offset of the second frame, aligned to 8. Decoded arrays are read-only views of the received bytes.
+offset of the second frame, aligned to 8; an array that stands in a message more than once is sent
+once. Decoded arrays are read-only views of the received bytes.
 """
 
 import math
@@ -27,16 +28,24 @@ class Encoder:
         self._msgpack = msgspec.msgpack.Encoder(enc_hook=self._encode_array)
         self._chunks: list[bytes | memoryview] = []
         self._size = 0
+        self._places: dict[int, list[Any]] = {}
+        """What stands for each array of the message, by the array's identity."""
 
     def encode(self, message: msgspec.Struct) -> list[bytes]:
         """Return [header] or [header, array bytes]."""
-        self._chunks, self._size = [], 0
+        self._chunks, self._size, self._places = [], 0, {}
         header = self._msgpack.encode(message)
         if not self._chunks:
             return [header]
         return [header, b"".join(self._chunks)]
 
     def _encode_array(self, value: Any) -> list[Any]:
+        place = self._places.get(id(value))
+        if place is None:
+            place = self._places[id(value)] = self._placed(value)
+        return place
+
+    def _placed(self, value: Any) -> list[Any]:
         if not isinstance(value, np.ndarray) or value.dtype.str not in _DTYPES:
             kind = value.dtype if isinstance(value, np.ndarray) else type(value)
             raise TypeError(f"{kind} has no wire form")

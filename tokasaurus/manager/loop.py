@@ -9,6 +9,7 @@ from tokasaurus.ipc.channels import Inbox, Outbox
 from tokasaurus.ipc.messages.to_manager import (
     CancelRequests,
     GenerateRequest,
+    GenerateRequests,
     ServerHello,
     Shutdown,
     StepOutput,
@@ -113,6 +114,9 @@ class Manager:
                 self.engine.apply(message)
             case GenerateRequest():
                 self.engine.submit(message)
+            case GenerateRequests(requests=requests):
+                for request in requests:
+                    self.engine.submit(request)
             case CancelRequests(request_ids=request_ids):
                 self.engine.cancel(request_ids)
             case ServerHello():

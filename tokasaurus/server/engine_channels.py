@@ -8,6 +8,7 @@ import msgspec
 
 from tokasaurus.ipc.addresses import Addresses
 from tokasaurus.ipc.channels import AsyncZmqInbox, Outbox, ZmqOutbox
+from tokasaurus.ipc.messages.to_manager import GenerateRequest, GenerateRequests
 from tokasaurus.ipc.messages.to_server import ToServer
 
 
@@ -23,8 +24,8 @@ class AsyncInbox(Protocol):
 class EngineChannels:
     """Open them inside the event loop that uses them.
 
-    What is posted in one turn of the loop leaves together at its end: the first of many messages
-    wakes the thread that writes them up, the others find it awake.
+    What is posted in one turn of the loop leaves together at its end, requests that follow one
+    another as one message: a message costs several system calls and wakes the thread that writes.
     """
 
     inbox: AsyncInbox
@@ -32,7 +33,8 @@ class EngineChannels:
     """Of the inbox."""
     managers: list[Outbox]
     """By dp_rank."""
-    _posted: list[tuple[int, msgspec.Struct]] = field(default_factory=list)
+    _posted: dict[int, list[msgspec.Struct]] = field(default_factory=dict)
+    """By dp_rank."""
 
     @classmethod
     def open(cls, addresses: Addresses, server_index: int, num_managers: int) -> "EngineChannels":
@@ -47,7 +49,7 @@ class EngineChannels:
         """Messages for one manager arrive in the order in which they were posted."""
         if not self._posted:
             asyncio.get_running_loop().call_soon(self._send_posted)
-        self._posted.append((dp_rank, message))
+        self._posted.setdefault(dp_rank, []).append(message)
 
     def close(self) -> None:
         """After what was posted has been sent."""
@@ -57,6 +59,24 @@ class EngineChannels:
             outbox.close()
 
     def _send_posted(self) -> None:
-        posted, self._posted = self._posted, []
-        for dp_rank, message in posted:
-            self.managers[dp_rank].send(message)
+        posted, self._posted = self._posted, {}
+        for dp_rank, messages in posted.items():
+            outbox = self.managers[dp_rank]
+            for message in _joined(messages):
+                outbox.send(message)
+
+
+def _joined(messages: list[msgspec.Struct]) -> list[msgspec.Struct]:
+    """The same, neighbouring requests in one message."""
+    joined: list[msgspec.Struct] = []
+    requests: list[GenerateRequest] = []
+    for message in messages:
+        if not isinstance(message, GenerateRequest):
+            joined.append(message)
+            requests = []
+        elif requests:
+            requests.append(message)
+        else:
+            requests = [message]
+            joined.append(GenerateRequests(requests))
+    return joined

@@ -13,7 +13,12 @@ from tokasaurus.api.offline_run import OfflineRun
 from tokasaurus.api.prompts import PreparedPrompt
 from tokasaurus.errors import EngineFailedError
 from tokasaurus.ipc.addresses import Addresses
-from tokasaurus.ipc.messages.to_manager import CancelRequests, GenerateRequest, ServerHello
+from tokasaurus.ipc.messages.to_manager import (
+    CancelRequests,
+    GenerateRequest,
+    GenerateRequests,
+    ServerHello,
+)
 from tokasaurus.ipc.messages.to_server import (
     EngineOutputs,
     ManagerReady,
@@ -48,8 +53,8 @@ class EchoManager:
                         dp_rank=0, max_model_len=8, vocab_size=8, num_kv_tokens=8, description=""
                     )
                 )
-            case GenerateRequest():
-                self.held.append(message)
+            case GenerateRequests(requests=requests):
+                self.held += requests
                 self.most_held = max(self.most_held, len(self.held))
                 if not self._hold:
                     # Later requests finish first.

@@ -9,6 +9,7 @@ from tokasaurus.ipc.codec import Decoder, Encoder
 from tokasaurus.ipc.messages.to_manager import (
     CancelRequests,
     GenerateRequest,
+    GenerateRequests,
     StepOutput,
     TokenSampling,
     ToManager,
@@ -38,6 +39,20 @@ def test_request_round_trip() -> None:
     assert received.sampling == request.sampling
     assert received.request_id == request.request_id
     assert cancel == CancelRequests([request.request_id])
+
+
+def test_samples_of_a_prompt_send_it_once() -> None:
+    prompt, other = np.arange(100, dtype=np.int32), np.arange(3, dtype=np.int32)
+    requests = [
+        GenerateRequest(request_id=i, prompt_ids=ids, sampling=TokenSampling(), max_tokens=1)
+        for i, ids in enumerate([prompt, other, prompt, prompt])
+    ]
+    frames = Encoder().encode(GenerateRequests(requests))
+    assert len(frames[1]) == 400 + 16
+    received = Decoder(ToManager).decode(frames)
+    assert isinstance(received, GenerateRequests)
+    for sent, got in zip(requests, received.requests, strict=True):
+        np.testing.assert_array_equal(got.prompt_ids, sent.prompt_ids)
 
 
 def test_step_keeps_dtypes_and_shapes() -> None:

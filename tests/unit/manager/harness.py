@@ -16,6 +16,7 @@ from tokasaurus.ipc.channels import MemoryChannel
 from tokasaurus.ipc.messages.to_manager import (
     CancelRequests,
     GenerateRequest,
+    GenerateRequests,
     Pooling,
     RunnerCapabilities,
     ServerHello,
@@ -150,7 +151,7 @@ class Harness:
     def submit(self, *requests: GenerateRequest) -> None:
         for request in requests:
             self.requests[request.request_id] = request
-            self.inbox.send(request)
+        self.inbox.send(requests[0] if len(requests) == 1 else GenerateRequests(list(requests)))
 
     def cancel(self, *request_ids: int) -> None:
         self.inbox.send(CancelRequests(list(request_ids)))

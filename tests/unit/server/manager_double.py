@@ -16,6 +16,7 @@ from tokasaurus.ipc.channels import MemoryChannel
 from tokasaurus.ipc.messages.to_manager import (
     CancelRequests,
     GenerateRequest,
+    GenerateRequests,
     ServerHello,
     ToManager,
 )
@@ -108,15 +109,21 @@ class ManagerDouble:
                     )
                 )
             case GenerateRequest():
-                self.requests.append(received)
-                self.running[received.request_id] = Running(received, self.script(received))
-                if self.runs_by_itself and (self._runner is None or self._runner.done()):
-                    self._runner = asyncio.create_task(self._run())
+                self._take(received)
+            case GenerateRequests(requests=requests):
+                for request in requests:
+                    self._take(request)
             case CancelRequests():
                 self._cancel(received.request_ids)
 
     def close(self) -> None:
         self.is_closed = True
+
+    def _take(self, request: GenerateRequest) -> None:
+        self.requests.append(request)
+        self.running[request.request_id] = Running(request, self.script(request))
+        if self.runs_by_itself and (self._runner is None or self._runner.done()):
+            self._runner = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
         while self.running:

@@ -3,9 +3,15 @@
 import asyncio
 
 import msgspec
+import numpy as np
 
 from tests.unit.server.manager_double import AsyncMemoryInbox
-from tokasaurus.ipc.messages.to_manager import CancelRequests
+from tokasaurus.ipc.messages.to_manager import (
+    CancelRequests,
+    GenerateRequest,
+    GenerateRequests,
+    TokenSampling,
+)
 from tokasaurus.server.engine_channels import EngineChannels
 
 
@@ -44,3 +50,29 @@ def test_in_order_and_once() -> None:
         assert second.sent == messages[1::2]
 
     asyncio.run(check())
+
+
+def test_neighbouring_requests_are_one_message() -> None:
+    outbox = Recorder()
+
+    def request(number: int) -> GenerateRequest:
+        return GenerateRequest(
+            request_id=number,
+            prompt_ids=np.ones(1, np.int32),
+            sampling=TokenSampling(),
+            max_tokens=1,
+        )
+
+    async def check() -> None:
+        channels = EngineChannels(inbox=AsyncMemoryInbox(), address="inbox", managers=[outbox])
+        for message in (request(0), request(1), CancelRequests([0]), request(2)):
+            channels.post(0, message)
+        channels.close()
+
+    asyncio.run(check())
+    several, cancel, last = outbox.sent
+    assert isinstance(several, GenerateRequests)
+    assert [one.request_id for one in several.requests] == [0, 1]
+    assert cancel == CancelRequests([0])
+    assert isinstance(last, GenerateRequests)
+    assert [one.request_id for one in last.requests] == [2]

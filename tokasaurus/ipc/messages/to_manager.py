@@ -96,6 +96,12 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, tag="generate")
     """If set, the request ends with a vector of its prompt, and draws no token."""
 
 
+class GenerateRequests(msgspec.Struct, frozen=True, tag="generate_several"):
+    """Sequences that one server submits together, in order: as if each came by itself."""
+
+    requests: list[GenerateRequest]
+
+
 class CancelRequests(msgspec.Struct, frozen=True, tag="cancel"):
     """Free these at once; each answers with exactly one `RequestFinished` unless it already has."""
 
@@ -184,4 +190,12 @@ class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
     """Finish the current loop iteration and exit 0."""
 
 
-ToManager = GenerateRequest | CancelRequests | ServerHello | WorkerReady | StepOutput | Shutdown
+ToManager = (
+    GenerateRequest
+    | CancelRequests
+    | ServerHello
+    | WorkerReady
+    | StepOutput
+    | Shutdown
+    | GenerateRequests
+)

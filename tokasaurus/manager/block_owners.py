@@ -4,38 +4,91 @@ import numpy as np
 
 _ROWS = 2**32
 """More than a forecast has."""
+_NONE = np.empty(0, np.int64)
 
 
 class BlockOwners:
-    """Per block, the row of the forecast's sequence that owns it."""
+    """Per block of the prefix tree, the row of the forecast's sequence that owns it.
 
-    def __init__(self, num_blocks: int) -> None:
-        self._owners = np.zeros(num_blocks, np.int64)
+    Counts of references never grow along a table, so what a sequence shares with others is the head
+    of its table. Only heads are written down; the rest of a row is its own.
+    """
+
+    def __init__(self, ref_counts: np.ndarray) -> None:
+        """`ref_counts` int32[num_blocks]: sequences that hold each block; only read here."""
+        self._ref_counts = ref_counts
+        self._owners = np.zeros(ref_counts.size, np.int64)
         self._first = 1
         """What stands for row 0; anything lower is out of date, so that nothing is ever cleared."""
+        self._block_table = np.empty((0, 0), np.int32)
+        self._slots = self._num_tree_blocks = _NONE
 
     def assign(
-        self, tables: np.ndarray, num_tree_blocks: np.ndarray, ends: np.ndarray
+        self,
+        block_table: np.ndarray,
+        slots: np.ndarray,
+        num_tree_blocks: np.ndarray,
+        ends: np.ndarray,
     ) -> np.ndarray:
         """Forget all owners and give each block to a row that holds it longest; how many each got.
 
-        tables int32[N, W]: block ids, of which the first `num_tree_blocks` of a row count.
+        A row's blocks are the first `num_tree_blocks` (int64[N]) of the block table int32[S, W] at
+        its slot, intp[N], which must not change as long as these owners are asked about; the row
+        ends at `ends`, int64[N]. The rows are all that hold blocks.
         """
         self._first += _ROWS
-        if not tables.size:
-            return np.zeros(ends.size, np.int64)
+        self._block_table, self._slots = block_table, slots
+        self._num_tree_blocks = num_tree_blocks
+        num_shared = self._num_shared()
         order = np.argsort(ends, kind="stable")
-        counts = num_tree_blocks[order]
-        blocks = tables[order][np.arange(tables.shape[1]) < counts[:, None]]
+        counts = num_shared[order]
+        places = ragged_places(slots[order] * block_table.shape[1], counts)
+        blocks = block_table.reshape(-1)[places]
         rows = np.repeat(order, counts)
         marks = rows + self._first
         self._owners[blocks] = marks  # of rows with the same block, the last one stays
-        return np.bincount(rows[self._owners[blocks] == marks], minlength=order.size)
+        num_owned = np.bincount(rows[self._owners[blocks] == marks], minlength=order.size)
+        return num_owned + (num_tree_blocks - num_shared)
 
-    def rows(self, blocks: np.ndarray) -> np.ndarray:
-        """int64[N]: the owner's row of each of these blocks; -1: nobody's."""
-        return np.maximum(self._owners[blocks] - self._first, -1)
+    def rows(self, path: np.ndarray) -> np.ndarray:
+        """int64[N]: the owner's row of each block of a path from a root; -1: nobody's."""
+        owners = np.maximum(self._owners[path] - self._first, -1)
+        is_open = owners < 0
+        if not is_open.any():
+            return owners
+        # These have one holder, if any: who holds a block holds all before it.
+        depth = int(is_open.argmax())
+        if not self._ref_counts[path[depth]]:
+            return owners
+        is_holder = self._block_table[self._slots, depth] == path[depth]
+        for row in np.flatnonzero(is_holder & (self._num_tree_blocks > depth)).tolist():
+            table = self._block_table[self._slots[row], : self._num_tree_blocks[row]]
+            num_blocks = min(table.size, path.size)
+            is_its = is_open[:num_blocks] & (table[:num_blocks] == path[:num_blocks])
+            owners[:num_blocks][is_its] = row
+        return owners
 
     def give(self, blocks: np.ndarray, rows: np.ndarray | int) -> None:
         """Set the owners of these blocks; -1: nobody."""
         self._owners[blocks] = rows + self._first
+
+    def _num_shared(self) -> np.ndarray:
+        """int64[N]: how many blocks at the head of each row others hold as well, by bisection."""
+        table = self._block_table.reshape(-1)
+        last_place = self._block_table.shape[1] - 1
+        bases = self._slots * self._block_table.shape[1]
+        low, high = np.zeros_like(self._num_tree_blocks), self._num_tree_blocks
+        while (is_open := low < high).any():
+            middle = (low + high) >> 1
+            blocks = table[bases + np.minimum(middle, last_place)]
+            is_shared = (self._ref_counts[blocks] > 1) & is_open
+            low = np.where(is_shared, middle + 1, low)
+            high = np.where(is_shared, high, middle)
+        return low
+
+
+def ragged_places(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """int64: for each start, that place and those behind it, as many as its count."""
+    places = np.repeat(starts - (counts.cumsum() - counts), counts)
+    places += np.arange(places.size)
+    return places

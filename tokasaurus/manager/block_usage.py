@@ -9,6 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+_MAX_CELLS = 16_384
+"""Sequences by times up to which looking at each costs less than sorting them."""
+_ROW = np.s_[None, :]
+_COLUMN = np.s_[:, None]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loads:
@@ -29,6 +34,16 @@ class Loads:
     def size(self) -> int:
         return self.ends.size
 
+    def rows(self, chosen: slice) -> "Loads":
+        """Some of the sequences."""
+        return Loads(
+            num_tokens=self.num_tokens[chosen],
+            starts=self.starts[chosen],
+            ends=self.ends[chosen],
+            num_tree_blocks=self.num_tree_blocks[chosen],
+            num_owned_blocks=self.num_owned_blocks[chosen],
+        )
+
     def joined(self, other: "Loads") -> "Loads":
         """Both sets of sequences."""
         return Loads(
@@ -41,7 +56,28 @@ class Loads:
 
 
 def usage_at(loads: Loads, times: np.ndarray, page_size: int) -> np.ndarray:
-    """Blocks in use at each of `times` (int64[T], each >= 0, not falling).
+    """Blocks in use at each of `times`, int64[T], each >= 0; in the cheaper of two ways."""
+    if loads.size * times.size <= _MAX_CELLS:
+        return usage_by_cells(loads, times, page_size)
+    return usage_by_sums(loads, times, page_size)
+
+
+def usage_by_cells(loads: Loads, times: np.ndarray, page_size: int) -> np.ndarray:
+    """`usage_at` by looking at every sequence at every time."""
+    # The longer of the two lies along the rows.
+    axis = 0 if loads.size < times.size else 1
+    by_sequence, by_time = (_COLUMN, _ROW) if axis == 0 else (_ROW, _COLUMN)
+    times = times[by_time]
+    cells = np.maximum(times - loads.starts[by_sequence], 0)
+    cells += (loads.num_tokens + (page_size - 1))[by_sequence]
+    cells //= page_size
+    cells += (loads.num_owned_blocks - loads.num_tree_blocks)[by_sequence]
+    cells *= times <= loads.ends[by_sequence]
+    return cells.sum(axis=axis)
+
+
+def usage_by_sums(loads: Loads, times: np.ndarray, page_size: int) -> np.ndarray:
+    """`usage_at` in closed form.
 
     A sequence that decodes at time t has ceil((num_tokens - start + t) / page_size) blocks. With
     num_tokens - start + page_size - 1 = q * page_size + m, that is q + t // page_size, and one more
@@ -65,11 +101,35 @@ def usage_at(loads: Loads, times: np.ndarray, page_size: int) -> np.ndarray:
     return usage
 
 
+def usage_at_ends(loads: Loads, page_size: int) -> np.ndarray:
+    """int64[N]: blocks in use when each sequence ends. The most that are ever in use are among
+    them, as usage falls only where a sequence ends."""
+    order = np.argsort(loads.ends)
+    usage = np.empty(loads.size, np.int64)
+    usage[order] = usage_at(loads, loads.ends[order], page_size)
+    return usage
+
+
+def extended_usage(usage: np.ndarray, before: Loads, joined: Loads, page_size: int) -> np.ndarray:
+    """`usage_at_ends` of `joined`, if it is `usage` for `before`.
+
+    The sequences of `before` come first in `joined`, and differ only in the blocks that they own.
+    """
+    num_before = before.size
+    added = joined.rows(slice(num_before, None))
+    seen = usage + usage_at(added, before.ends, page_size)
+    lost = before.num_owned_blocks - joined.num_owned_blocks[:num_before]
+    losers = np.flatnonzero(lost)
+    if losers.size:
+        losers = losers[np.argsort(before.ends[losers])]
+        num_ended = np.searchsorted(before.ends[losers], before.ends)
+        seen -= _sum_after(lost[losers], num_ended)
+    return np.concatenate([seen, usage_at(joined, added.ends, page_size)])
+
+
 def peak_usage(loads: Loads, page_size: int) -> int:
-    """The most blocks that are ever in use: usage falls only where a sequence ends."""
-    if not loads.size:
-        return 0
-    return int(usage_at(loads, np.sort(loads.ends), page_size).max())
+    """The most blocks that are ever in use."""
+    return int(usage_at_ends(loads, page_size).max(initial=0))
 
 
 def prefill_finish_times(num_tokens: np.ndarray, tokens_per_step: int) -> np.ndarray:

@@ -8,8 +8,13 @@ from itertools import groupby
 
 import numpy as np
 
-from tokasaurus.manager.block_owners import BlockOwners
-from tokasaurus.manager.block_usage import Loads, peak_usage, prefill_finish_times
+from tokasaurus.manager.block_owners import BlockOwners, ragged_places
+from tokasaurus.manager.block_usage import (
+    Loads,
+    extended_usage,
+    prefill_finish_times,
+    usage_at_ends,
+)
 from tokasaurus.manager.running_set import PrefixMatch, RunningSet
 from tokasaurus.manager.sequence import Sequence
 
@@ -42,29 +47,46 @@ class Forecast:
         self._num_backlog_tokens = 0
         """Tokens that all prefills so far have to compute."""
         self.loads = self._seated_loads()
+        self._usage = usage_at_ends(self.loads, running.page_size)
+        """Blocks in use when each of `loads` ends."""
+
+    @property
+    def peak(self) -> int:
+        """The most blocks that are ever in use."""
+        return int(self._usage.max(initial=0))
 
     def accepts(self, matches: list[PrefixMatch], max_blocks: int) -> bool:
         """Add these candidates if the blocks in use never exceed `max_blocks` with them."""
         joined = self.loads.joined(self._candidate_loads(matches))
         changes = self._take_over_all([match.path for match in matches], joined)
-        if peak_usage(joined, self._running.page_size) <= max_blocks:
-            self.loads = joined
+        usage = extended_usage(self._usage, self.loads, joined, self._running.page_size)
+        if usage.max() <= max_blocks:
+            self.loads, self._usage = joined, usage
             self._num_backlog_tokens += sum(map(self._num_uncached_tokens, matches))
             return True
         for path, owners in reversed(changes):
             self._owners.give(path, owners)
         return False
 
-    def settle(self, sequences: list[Sequence]) -> None:
-        """These accepted candidates, in order and the last ones added, have their seats now."""
+    def settle(self, sequences: list[Sequence]) -> bool:
+        """These accepted candidates, in order and the last ones added, have their seats now.
+
+        False if one found more in the tree than it was accepted with, because others of them have
+        inserted it: then this forecast is over.
+        """
         loads, slots = self.loads, self._running.slots
         first = loads.size - len(sequences)
-        for row, sequence in enumerate(sequences, start=first):
-            num_tree_blocks = int(slots.num_tree_blocks[sequence.slot])
-            fresh = slots.blocks(sequence.slot)[sequence.num_matched_blocks : num_tree_blocks]
-            self._owners.give(fresh, row)
-            loads.num_tree_blocks[row] = num_tree_blocks
-            loads.num_owned_blocks[row] += fresh.size
+        seats = np.array([sequence.slot for sequence in sequences], np.intp)
+        num_matched = np.array([sequence.num_matched_blocks for sequence in sequences], np.int64)
+        if (num_matched != loads.num_tree_blocks[first:]).any():
+            return False
+        num_fresh = slots.num_tree_blocks[seats] - num_matched
+        places = ragged_places(seats * slots.block_table.shape[1] + num_matched, num_fresh)
+        rows = np.repeat(np.arange(first, loads.size), num_fresh)
+        self._owners.give(slots.block_table.reshape(-1)[places], rows)
+        loads.num_tree_blocks[first:] += num_fresh
+        loads.num_owned_blocks[first:] += num_fresh
+        return True
 
     def _seated_loads(self) -> Loads:
         slots = self._running.slots
@@ -97,13 +119,12 @@ class Forecast:
         is_waiting[row_of[prefilling]] = False
         ends[is_waiting] = 0
         num_tree_blocks = slots.num_tree_blocks[seated].astype(np.int64)
-        tables = slots.block_table[seated, : int(num_tree_blocks.max(initial=0))]
         return Loads(
             num_tokens=num_tokens,
             starts=starts,
             ends=ends,
             num_tree_blocks=num_tree_blocks,
-            num_owned_blocks=self._owners.assign(tables, num_tree_blocks, ends),
+            num_owned_blocks=self._owners.assign(slots.block_table, seated, num_tree_blocks, ends),
         )
 
     def _candidate_loads(self, matches: list[PrefixMatch]) -> Loads:

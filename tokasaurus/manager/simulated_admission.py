@@ -60,13 +60,13 @@ class SimulateFuture:
             num_free = blocks.num_available - running.num_reserved_blocks
             if sum(match.num_final_blocks for match in matches) <= num_free:
                 return True
-            self._owners = self._owners or BlockOwners(blocks.num_blocks)
+            self._owners = self._owners or BlockOwners(blocks.ref_counts)
             self._forecast = self.forecast(running, self._owners)
         return self._forecast.accepts(matches, int(blocks.num_blocks * (1 - self.headroom)))
 
     def settle(self, sequences: list[Sequence]) -> None:
-        if self._forecast is not None:
-            self._forecast.settle(sequences)
+        if self._forecast is not None and not self._forecast.settle(sequences):
+            self._forecast = None
 
     def observe(self, sequence: Sequence, num_outputs: int, *, is_stop: bool) -> None:
         key = sequence.prompt_key
@@ -88,7 +88,7 @@ class SimulateFuture:
         }
         return Forecast(
             running,
-            owners or BlockOwners(running.blocks.num_blocks),
+            owners or BlockOwners(running.blocks.ref_counts),
             self._predict,
             prefill_rate=max(1, self._pacer.budget_of(running, decode_slots.size)),
             end_lag=self._settings.scheduling_steps_ahead,

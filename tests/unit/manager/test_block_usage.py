@@ -5,7 +5,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokasaurus.manager.block_owners import BlockOwners
-from tokasaurus.manager.block_usage import Loads, peak_usage, prefill_finish_times, usage_at
+from tokasaurus.manager.block_usage import (
+    Loads,
+    extended_usage,
+    peak_usage,
+    prefill_finish_times,
+    usage_at,
+    usage_at_ends,
+    usage_by_cells,
+    usage_by_sums,
+)
 
 
 class _Sequence:
@@ -46,31 +55,93 @@ def _replay(sequences: list[_Sequence], page_size: int, num_steps: int) -> list[
     return usage
 
 
-def _loads(sequences: list[_Sequence]) -> Loads:
-    width = max(len(sequence.path) for sequence in sequences)
-    tables = np.zeros((len(sequences), width), np.int32)
+def _tables(sequences: list[_Sequence]) -> tuple[np.ndarray, np.ndarray]:
+    """Block table with a row per sequence, and the tree blocks of each."""
+    tables = np.full((len(sequences), max(len(s.path) for s in sequences)), 99, np.int32)
     for row, sequence in enumerate(sequences):
         tables[row, : len(sequence.path)] = sequence.path
-    num_tree_blocks = np.array([len(sequence.path) for sequence in sequences])
+    return tables, np.array([len(sequence.path) for sequence in sequences])
+
+
+def _owners(sequences: list[_Sequence]) -> tuple[BlockOwners, np.ndarray]:
+    """The owners of their blocks, and how many each owns."""
+    tables, num_tree_blocks = _tables(sequences)
+    held = [block for sequence in sequences for block in sequence.path]
+    owners = BlockOwners(np.bincount(np.array(held, np.int64), minlength=100).astype(np.int32))
     ends = np.array([sequence.end for sequence in sequences])
+    return owners, owners.assign(tables, np.arange(len(sequences)), num_tree_blocks, ends)
+
+
+def _loads(sequences: list[_Sequence]) -> Loads:
     return Loads(
         num_tokens=np.array([sequence.num_tokens for sequence in sequences]),
         starts=np.array([sequence.start for sequence in sequences]),
-        ends=ends,
-        num_tree_blocks=num_tree_blocks,
-        num_owned_blocks=BlockOwners(100).assign(tables, num_tree_blocks, ends),
+        ends=np.array([sequence.end for sequence in sequences]),
+        num_tree_blocks=_tables(sequences)[1],
+        num_owned_blocks=_owners(sequences)[1],
     )
 
 
 @given(_populations())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_usage_equals_a_replay(population: tuple[int, list[_Sequence]]) -> None:
     page_size, sequences = population
     num_steps = max(sequence.end for sequence in sequences) + 3
     loads = _loads(sequences)
     expected = _replay(sequences, page_size, num_steps)
-    assert usage_at(loads, np.arange(num_steps), page_size).tolist() == expected
+    times = np.arange(num_steps)
+    for usage_of in (usage_at, usage_by_cells, usage_by_sums):
+        assert usage_of(loads, times, page_size).tolist() == expected
     assert peak_usage(loads, page_size) == max(expected)
+    assert usage_at_ends(loads, page_size).tolist() == [expected[end] for end in loads.ends]
+
+
+@given(_populations(), st.integers(0, 12))
+@settings(max_examples=150, deadline=None)
+def test_usage_of_more_sequences_equals_a_new_one(
+    population: tuple[int, list[_Sequence]], num_before: int
+) -> None:
+    page_size, sequences = population
+    num_before = min(num_before, len(sequences) - 1)
+    joined = _loads(sequences)
+    before = joined.rows(slice(num_before))
+    if num_before:
+        before = _loads(sequences[:num_before])
+    usage = extended_usage(usage_at_ends(before, page_size), before, joined, page_size)
+    assert usage.tolist() == usage_at_ends(joined, page_size).tolist()
+
+
+@given(_populations(), st.data())
+@settings(max_examples=150, deadline=None)
+def test_a_block_is_its_last_holders(
+    population: tuple[int, list[_Sequence]], data: st.DataObject
+) -> None:
+    """Along any path; and what is given away stays given away."""
+    sequences = population[1]
+    owners, num_owned = _owners(sequences)
+    last_end: dict[int, int] = {}
+    for sequence in sequences:
+        for block in sequence.path:
+            last_end[block] = max(sequence.end, last_end.get(block, 0))
+    counts = [0] * len(sequences)
+    given: dict[int, int] = {}
+    for path in [*(s.path for s in sequences), [*sequences[0].path, 98]]:
+        found = owners.rows(np.array(path, np.int32)).tolist()
+        for block, row in zip(path, found, strict=True):
+            if block in given:
+                assert row == given[block]
+            elif block == 98:
+                assert row == -1
+            else:
+                assert block in sequences[row].path
+                assert sequences[row].end == last_end[block]
+                counts[row] += 1
+                given[block] = row
+        num_given = data.draw(st.integers(0, len(path)))
+        taken = np.array(path[len(path) - num_given :], np.int32)
+        owners.give(taken, 1000)
+        given.update(dict.fromkeys(taken.tolist(), 1000))
+    assert counts == num_owned.tolist()
 
 
 @given(st.lists(st.integers(0, 200), min_size=1, max_size=20), st.integers(1, 64))
@@ -99,14 +170,13 @@ def test_nothing_uses_nothing() -> None:
 
 
 def test_owners_of_another_forecast_are_forgotten() -> None:
-    owners = BlockOwners(4)
+    owners = BlockOwners(np.array([2, 1, 1, 0], np.int32))
     tables = np.array([[0, 1], [0, 2]], np.int32)
-    assert owners.assign(tables, np.array([2, 2]), np.array([5, 3])).tolist() == [2, 1]
-    blocks = np.arange(4)
-    assert owners.rows(blocks).tolist() == [0, 0, 1, -1]
-    owners.give(np.array([3, 1]), np.array([7, -1]))
-    assert owners.rows(blocks).tolist() == [0, -1, 1, 7]
-    assert owners.assign(tables[:0], np.empty(0, np.int64), np.empty(0, np.int64)).size == 0
-    assert owners.rows(blocks).tolist() == [-1] * 4
-    assert owners.assign(tables[1:, :1], np.array([1]), np.array([0])).tolist() == [1]
-    assert owners.rows(blocks).tolist() == [0, -1, -1, -1]
+    both, none = np.arange(2), np.empty(0, np.int64)
+    paths = np.array([[0, 1], [0, 2]])
+    assert owners.assign(tables, both, np.array([2, 2]), np.array([5, 3])).tolist() == [2, 1]
+    assert [owners.rows(path).tolist() for path in paths] == [[0, 0], [0, 1]]
+    owners.give(np.array([3, 1]), np.array([7, 1]))
+    assert owners.rows(np.array([0, 1, 3])).tolist() == [0, 1, 7]
+    assert owners.assign(tables, none, none, none).size == 0
+    assert owners.rows(np.array([0, 2])).tolist() == [-1, -1]

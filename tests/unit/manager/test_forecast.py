@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.unit.manager.harness import Harness, make_request
-from tokasaurus.manager.block_usage import peak_usage, usage_at
+from tokasaurus.manager.block_usage import usage_at
 from tokasaurus.manager.running_set import PrefixMatch, RunningSet
 from tokasaurus.manager.sequence import Sequence
 from tokasaurus.manager.settings import ManagerSettings
@@ -55,9 +55,10 @@ def test_extended_forecast_equals_a_new_one(seed: int) -> None:
         max_tokens_per_forward=40,
         max_seqs_per_forward=30,
     )
-    prefixes = [rng.integers(0, 50, 20).tolist() for _ in range(3)]
+    prefixes = [rng.integers(0, 50, 20).tolist() for _ in range(16)]
     for index in range(150):
-        prompt = [*prefixes[rng.integers(3)], *rng.integers(0, 50, rng.integers(0, 9)).tolist()]
+        prefix = prefixes[index // 12 + int(rng.integers(3))]  # new ones come up within a batch
+        prompt = [*prefix, *rng.integers(0, 50, rng.integers(0, 9)).tolist()]
         stop = tuple(rng.integers(0, 50, 2).tolist())
         harness.submit(make_request(index, prompt, int(rng.integers(1, 60)), stop=stop))
         if rng.random() < 0.2:
@@ -79,7 +80,7 @@ def test_a_refused_candidate_changes_nothing() -> None:
     forecast = policy.forecast(running)
     before = usage_at(forecast.loads, _TIMES, 4)
     match = running.match(Sequence.from_request(make_request(9, [*range(20), 7, 8], 90), arrival=9))
-    assert not forecast.accepts([match], peak_usage(forecast.loads, 4))
+    assert not forecast.accepts([match], forecast.peak)
     assert usage_at(forecast.loads, _TIMES, 4).tolist() == before.tolist()
     assert forecast.accepts([match], 1000)
     after = usage_at(forecast.loads, _TIMES, 4)

@@ -1,11 +1,14 @@
 """What transformers says: greedy tokens and their log-probabilities, and prompts to ask with."""
 
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+from tests.checkpoints import VOCAB_SIZE
 
 
 def load_reference(checkpoint: Path) -> Any:
@@ -49,6 +52,8 @@ def greedy_reference(
             )
         new = out.sequences[:, length:]
         scores = torch.stack(out.logits, dim=1).float().log_softmax(-1)
+        best, second = scores.topk(2).values.unbind(-1)
+        assert (best - second).min() > 2e-5, "rounding may decide: choose other weights or prompts"
         picked = scores.gather(-1, new.unsqueeze(-1)).squeeze(-1)
         for row, index in enumerate(indices):
             tokens[index] = new[row].tolist()
@@ -56,8 +61,33 @@ def greedy_reference(
     return tokens, logprobs
 
 
+def mixed_reference(
+    checkpoint: Path, num_prompts: int, max_new_tokens: int
+) -> tuple[list[list[int]], list[list[float]]]:
+    """`greedy_reference` of `mixed_prompts`, asked once per checkpoint for all tests."""
+    assert num_prompts <= _NUM_MIXED
+    assert max_new_tokens <= _MAX_NEW_TOKENS
+    tokens, logprobs = _whole_mixed_reference(checkpoint)
+    rows = slice(num_prompts)
+    return (
+        [row[:max_new_tokens] for row in tokens[rows]],
+        [row[:max_new_tokens] for row in logprobs[rows]],
+    )
+
+
+_NUM_MIXED, _MAX_NEW_TOKENS = 64, 12
+
+
+@cache
+def _whole_mixed_reference(checkpoint: Path) -> tuple[list[list[int]], list[list[float]]]:
+    return greedy_reference(checkpoint, mixed_prompts(_NUM_MIXED, VOCAB_SIZE), _MAX_NEW_TOKENS)
+
+
 def mixed_prompts(num_prompts: int, vocab_size: int, seed: int = 0) -> list[list[int]]:
-    """Random prompts of a dozen lengths from 1 to 80 tokens; half of them share prefixes."""
+    """Random prompts of a dozen lengths from 1 to 80 tokens; half of them share prefixes.
+
+    Fewer prompts are the first of more.
+    """
     generator = np.random.default_rng(seed)
     lengths = [1, 2, 5, 9, 16, 17, 30, 32, 33, 47, 64, 80]
     prefix = generator.integers(6, vocab_size, 40).tolist()

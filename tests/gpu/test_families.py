@@ -9,7 +9,7 @@ import torch
 
 from tests.checkpoints import NATIVE, VOCAB_SIZE
 from tests.numerics.batch_driver import generate, load
-from tests.reference import greedy_reference, mixed_prompts
+from tests.reference import mixed_prompts, mixed_reference
 
 NUM_PROMPTS, NUM_TOKENS = 24, 6
 
@@ -21,7 +21,7 @@ def test_greedy_tokens_equal_generate(
     folder = checkpoint(family)
     prompts = mixed_prompts(NUM_PROMPTS, VOCAB_SIZE)
     tokens, logprobs = generate(load(folder, device=device), prompts, NUM_TOKENS, device=device)
-    expected_tokens, expected_logprobs = greedy_reference(folder, prompts, NUM_TOKENS)
+    expected_tokens, expected_logprobs = mixed_reference(folder, NUM_PROMPTS, NUM_TOKENS)
     assert tokens == expected_tokens
     np.testing.assert_allclose(logprobs, expected_logprobs, atol=1e-3)
 

@@ -9,7 +9,7 @@ import torch
 
 from tests.checkpoints import NATIVE, VOCAB_SIZE
 from tests.numerics.batch_driver import generate, load, prompt_logits
-from tests.reference import greedy_reference, load_reference, mixed_prompts
+from tests.reference import greedy_reference, load_reference, mixed_prompts, mixed_reference
 
 Checkpoint = Callable[..., Path]
 
@@ -19,7 +19,7 @@ def test_concurrent_greedy_tokens_equal_generate(family: str, checkpoint: Checkp
     folder = checkpoint(family)
     prompts = mixed_prompts(64, VOCAB_SIZE)
     tokens, logprobs = generate(load(folder), prompts, max_new_tokens=8)
-    expected_tokens, expected_logprobs = greedy_reference(folder, prompts, max_new_tokens=8)
+    expected_tokens, expected_logprobs = mixed_reference(folder, 64, 8)
     assert tokens == expected_tokens
     assert len({token for row in tokens for token in row}) > 10, "the checkpoint is degenerate"
     np.testing.assert_allclose(logprobs, expected_logprobs, atol=1e-4)

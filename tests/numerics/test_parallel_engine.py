@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 
 from tests.checkpoints import EOS_ID, VOCAB_SIZE
 from tests.numerics.whole_engine import GREEDY, PAGE_SIZE, WholeEngine
-from tests.reference import greedy_reference, mixed_prompts
+from tests.reference import mixed_prompts, mixed_reference
 from tests.unit.worker.step_driver import DrivenSequence, StepDriver
 from tokasaurus.config.compile_options import CompileOptions
 from tokasaurus.ipc.messages.to_manager import TokenSampling
@@ -56,7 +56,7 @@ def test_tokens_equal_generate(
         folder, attention_backend=attention_backend, pp_size=pp_size, tp_size=tp_size
     )
     tokens, logprobs, ends = engine.generate(prompts, [GREEDY] * 32, MAX_TOKENS)
-    expected_tokens, expected_logprobs = greedy_reference(folder, prompts, MAX_TOKENS)
+    expected_tokens, expected_logprobs = mixed_reference(folder, len(prompts), MAX_TOKENS)
     assert tokens == expected_tokens
     np.testing.assert_allclose(logprobs, expected_logprobs, atol=1e-4)
     assert {end.reason for end in ends} == {"length"}
@@ -82,7 +82,7 @@ def test_tokens_divided_between_ranks_change_nothing(
     prompts = mixed_prompts(24, VOCAB_SIZE)
     engine = WholeEngine(folder, pp_size=pp_size, tp_size=tp_size, division_threshold=20)
     tokens, logprobs, _ = engine.generate(prompts, [GREEDY] * 24, MAX_TOKENS)
-    expected_tokens, expected_logprobs = greedy_reference(folder, prompts, MAX_TOKENS)
+    expected_tokens, expected_logprobs = mixed_reference(folder, len(prompts), MAX_TOKENS)
     assert tokens == expected_tokens
     np.testing.assert_allclose(logprobs, expected_logprobs, atol=1e-4)
     engine.runner.close()
@@ -109,7 +109,7 @@ def test_compiled_ranks_compile_nothing_after_warm_up(
     num_compilations = counters["stats"]["unique_graphs"]
     tokens, _, _ = engine.generate(prompts, [GREEDY] * 16, MAX_TOKENS)
     assert counters["stats"]["unique_graphs"] == num_compilations > 0
-    assert tokens == greedy_reference(folder, prompts, MAX_TOKENS)[0]
+    assert tokens == mixed_reference(folder, len(prompts), MAX_TOKENS)[0]
     engine.runner.close()
 
 

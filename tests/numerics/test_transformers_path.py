@@ -8,7 +8,7 @@ import pytest
 
 from tests.checkpoints import REFUSED, TRANSFORMERS, VOCAB_SIZE
 from tests.numerics.batch_driver import generate, load
-from tests.reference import greedy_reference, mixed_prompts
+from tests.reference import mixed_prompts, mixed_reference
 from tokasaurus.errors import ModelError
 
 Checkpoint = Callable[..., Path]
@@ -21,7 +21,7 @@ def test_concurrent_greedy_tokens_equal_generate(family: str, checkpoint: Checkp
     assert model.path.startswith("transformers ")
     prompts = mixed_prompts(64, VOCAB_SIZE)
     tokens, logprobs = generate(model, prompts, max_new_tokens=6)
-    expected_tokens, expected_logprobs = greedy_reference(folder, prompts, max_new_tokens=6)
+    expected_tokens, expected_logprobs = mixed_reference(folder, 64, 6)
     assert tokens == expected_tokens
     assert len({token for row in tokens for token in row}) > 10, "the checkpoint is degenerate"
     np.testing.assert_allclose(logprobs, expected_logprobs, atol=1e-4)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.checkpoints import VOCAB_SIZE
 from tests.numerics.whole_engine import GREEDY, WholeEngine
-from tests.reference import greedy_reference, mixed_prompts
+from tests.reference import greedy_reference, mixed_prompts, mixed_reference
 from tokasaurus.ipc.messages.to_manager import TokenSampling
 from tokasaurus.model.registry import ModelPath
 
@@ -49,7 +49,7 @@ def test_tokens_equal_generate(
     prompts = mixed_prompts(64, VOCAB_SIZE)
     engine = WholeEngine(folder, model_path=path, attention_backend=attention_backend)
     tokens, logprobs, ends = engine.generate(prompts, [GREEDY] * 64, MAX_TOKENS)
-    expected_tokens, expected_logprobs = greedy_reference(folder, prompts, MAX_TOKENS)
+    expected_tokens, expected_logprobs = mixed_reference(folder, 64, MAX_TOKENS)
     assert tokens == expected_tokens
     np.testing.assert_allclose(logprobs, expected_logprobs, atol=1e-4)
     assert {end.reason for end in ends} == {"length"}
@@ -83,7 +83,7 @@ def test_same_seed_same_tokens_alone_in_a_batch_and_after_preemption(
 
 def test_a_common_prefix_is_computed_once(checkpoint: Checkpoint) -> None:
     prefix = mixed_prompts(12, VOCAB_SIZE)[-1] * 3
-    prompts = [[*prefix, 7 + i, 9] for i in range(40)]
+    prompts = [[*prefix, 7 + i, 12] for i in range(40)]
     engine = WholeEngine(checkpoint("llama"), preempt_every_steps=0)
     tokens, _, ends = engine.generate(prompts, [GREEDY] * 40, 4)
     cached = sum(end.num_cached_tokens for end in ends)

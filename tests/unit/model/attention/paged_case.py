@@ -1,6 +1,6 @@
 """Random paged-attention batches and a float64 oracle that attends token by token."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,6 +22,15 @@ class PagedCase:
     keys: list[torch.Tensor]
     values: list[torch.Tensor]
     """Per row float64[kv_len, K, H]; the last query_len tokens are this step's."""
+
+    def rounded_to(self, dtype: torch.dtype) -> "PagedCase":
+        """The case with inputs that `dtype` holds exactly, so that only the computing rounds."""
+        return replace(
+            self,
+            queries=self.queries.to(dtype).double(),
+            keys=[key.to(dtype).double() for key in self.keys],
+            values=[value.to(dtype).double() for value in self.values],
+        )
 
     def step_kv(self) -> tuple[torch.Tensor, torch.Tensor]:
         """K and V of the step's tokens as TKH."""

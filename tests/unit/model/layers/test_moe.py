@@ -67,12 +67,15 @@ def mlp(x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor) -> torch.Ten
 
 
 def token_by_token(layer: MixtureOfExperts, x_TD: torch.Tensor) -> torch.Tensor:
-    """As the papers say it, in float64."""
+    """As the papers say it, in float64; of experts that all but tie, those that float32 chose."""
+    num_choices = layer.spec.num_experts_per_token
+    _, experts_TK = choose_experts(layer.router(x_TD), num_choices, normalize=False)
     layer = layer.double()
     rows = []
-    for x_D in x_TD.double():
+    for x_D, chosen in zip(x_TD.double(), experts_TK, strict=True):
         probabilities = torch.softmax(layer.router.weight @ x_D, dim=0)
-        chosen = probabilities.argsort(descending=True)[: layer.spec.num_experts_per_token]
+        likeliest = probabilities.sort(descending=True).values[:num_choices]
+        torch.testing.assert_close(probabilities[chosen], likeliest, atol=1e-6, rtol=1e-5)
         scale = probabilities[chosen].sum() if layer.spec.normalize_weights else 1.0
         experts = layer.experts
         row = sum(

@@ -35,9 +35,17 @@ def all_arrivals(keys_R2: torch.Tensor, vocab_size: int) -> torch.Tensor:
 
 
 def kept_tokens(
-    logits: torch.Tensor, temperature: float, top_k: int, top_p: float, min_p: float
+    logits: torch.Tensor,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    slack: float = 0.0,
 ) -> torch.Tensor:
-    """bool[V]: what the filters leave, ties at a boundary included."""
+    """bool[V]: what the filters leave, ties at a boundary included.
+
+    `slack` widens top-p and min-p by that much.
+    """
     scaled = logits.double() / temperature
     keep = torch.isfinite(scaled)
     if 0 < top_k < len(logits):
@@ -45,9 +53,9 @@ def kept_tokens(
     if top_p < 1:
         probs = scaled.masked_fill(~keep, -torch.inf).softmax(0)
         more_likely = torch.stack([probs[scaled > x].sum() for x in scaled])
-        keep &= (more_likely < top_p) | (scaled == scaled.max())
+        keep &= (more_likely < top_p + slack) | (scaled == scaled.max())
     probs = scaled.masked_fill(~keep, -torch.inf).softmax(0)
-    return keep & (probs >= min_p * probs.max() * (1 - 1e-6))
+    return keep & (probs >= min_p * probs.max() * (1 - 1e-6 - slack))
 
 
 def reference_tokens(logits_SV: torch.Tensor, batch: SamplingBatch) -> list[int]:
@@ -67,3 +75,36 @@ def reference_tokens(logits_SV: torch.Tensor, batch: SamplingBatch) -> list[int]
         scores = (logits - logits.max()) / temperature - arrivals.log()
         tokens.append(int(scores.masked_fill(~keep, -torch.inf).argmax()))
     return tokens
+
+
+def assert_same_draws(
+    logits_SV: torch.Tensor, batch: SamplingBatch, drawn: list[int], expected: list[int]
+) -> None:
+    """Two ways of computing drew the same tokens, but where float32's rounding decides."""
+    assert len(drawn) == len(expected) == len(logits_SV)
+    for row, tokens in enumerate(zip(drawn, expected, strict=True)):
+        if tokens[0] != tokens[1]:
+            assert min(tokens) >= 0, (row, tokens)
+            assert_rounding_decides(logits_SV[row], batch.rows(slice(row, row + 1)), tokens)
+
+
+def assert_rounding_decides(
+    logits: torch.Tensor, batch: SamplingBatch, tokens: tuple[int, ...]
+) -> None:
+    """In float64, each of the tokens may win the row's draw, give or take a rounding."""
+    assert batch.is_random.all(), "greedy draws are exact"
+    logits = logits.double()
+    logits[batch.banned_ids] = -torch.inf
+    temperature = float(batch.temperature[0])
+    filters = (int(batch.top_k[0]), float(batch.top_p[0]), float(batch.min_p[0]))
+    at_most = kept_tokens(logits, temperature, *filters, slack=1e-5)
+    at_least = kept_tokens(logits, temperature, *filters, slack=-1e-5)
+    scaled = (logits - logits.max()) / temperature
+    keys = torch.from_numpy(noise_keys(batch.seeds, batch.positions))
+    scores = scaled - all_arrivals(keys, len(logits))[0].double().log()
+    # The difference, the quotient and the two logarithms are rounded, relative to what they are.
+    error = 2**-21 * (1 + scaled.abs() + scores.abs())
+    best = (scores - error)[at_least].max()
+    for token in tokens:
+        assert at_most[token], token
+        assert scores[token] + error[token] >= best, token

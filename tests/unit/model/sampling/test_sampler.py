@@ -9,7 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.model.sampling.reference_sampler import kept_tokens, make_batch, reference_tokens
+from tests.unit.model.sampling.reference_sampler import (
+    assert_same_draws,
+    kept_tokens,
+    make_batch,
+    reference_tokens,
+)
 from tokasaurus.model.sampling.logprobs import MIN_LOGPROB, score_tokens
 from tokasaurus.model.sampling.sampler import sample
 
@@ -46,7 +51,8 @@ def cases(draw: st.DrawFn) -> tuple[torch.Tensor, dict[str, Any]]:
 def test_equals_plain_implementation(case: tuple[torch.Tensor, dict[str, Any]]) -> None:
     logits, columns = case
     batch = make_batch(len(logits), **columns)
-    assert sample(logits.clone(), batch).token_ids.tolist() == reference_tokens(logits, batch)
+    tokens = sample(logits.clone(), batch).token_ids.tolist()
+    assert_same_draws(logits, batch, tokens, reference_tokens(logits, batch))
 
 
 @pytest.mark.parametrize(

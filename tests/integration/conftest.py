@@ -17,12 +17,16 @@ class Engine:
 
     url: str
     model: str
+    process: EngineProcess
+    resident: dict[str, int]
+    """Bytes of each process in memory, before anybody asked for anything."""
 
 
 @pytest.fixture(scope="session")
 def engine() -> Iterator[Engine]:
     with EngineProcess(SMALL) as process:
         process.wait_until_ready()
-        yield Engine(url=process.url, model=process.model)
+        resident = {name: p.memory_info().rss for name, p in process.children().items()}
+        yield Engine(process.url, process.model, process, resident)
         assert process.popen.poll() is None, f"the engine died:\n{process.output}"
         assert process.stop() == 0, process.output

@@ -50,11 +50,11 @@ class EngineProcess:
         if self.popen.poll() is None:
             self.popen.terminate()
             try:
-                self.popen.wait(timeout=30)
+                self.popen.wait(timeout=60)
             except subprocess.TimeoutExpired:
                 self.popen.kill()
-                self.popen.wait(timeout=10)
-        self._reader.join(timeout=10)
+                self.popen.wait(timeout=60)
+        self._reader.join(timeout=60)
 
     @property
     def output(self) -> str:
@@ -63,33 +63,40 @@ class EngineProcess:
     def wait_until_ready(self, timeout_seconds: float = 280) -> None:
         deadline = time.monotonic() + timeout_seconds
         while not self.url:
-            line = self._news.get(timeout=max(0.0, deadline - time.monotonic()))
-            if line is None:
-                raise AssertionError(f"toka ended with {self.popen.wait()}:\n{self.output}")
-            if match := READY.search(line):
+            if match := READY.search(self._next_line(deadline, "being ready")):
                 self.model, self.url = match.groups()
 
     def wait_for_line(self, pattern: str, timeout_seconds: float = 60) -> str:
         """The first line not waited for yet that the pattern is found in."""
         deadline = time.monotonic() + timeout_seconds
         while True:
-            line = self._news.get(timeout=max(0.0, deadline - time.monotonic()))
-            assert line is not None, f"toka ended without {pattern!r}:\n{self.output}"
+            line = self._next_line(deadline, repr(pattern))
             if re.search(pattern, line):
                 return line
+
+    def _next_line(self, deadline: float, wanted: str) -> str:
+        try:
+            line = self._news.get(timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            raise AssertionError(f"no {wanted} in time:\n{self.output}") from None
+        if line is None:
+            raise AssertionError(
+                f"toka ended with {self.popen.wait(60)} without {wanted}:\n{self.output}"
+            )
+        return line
 
     def children(self) -> dict[str, psutil.Process]:
         """The engine's processes, by name."""
         return {child.cmdline()[-1]: child for child in psutil.Process(self.popen.pid).children()}
 
-    def stop(self, number: signal.Signals = signal.SIGTERM, timeout_seconds: float = 30) -> int:
+    def stop(self, number: signal.Signals = signal.SIGTERM, timeout_seconds: float = 60) -> int:
         """Send the signal and return the exit code."""
         self.popen.send_signal(number)
         return self.wait(timeout_seconds)
 
-    def wait(self, timeout_seconds: float = 30) -> int:
+    def wait(self, timeout_seconds: float = 60) -> int:
         code = self.popen.wait(timeout=timeout_seconds)
-        self._reader.join(timeout=10)
+        self._reader.join(timeout=60)
         return code
 
     def _read(self) -> None:

@@ -65,7 +65,9 @@ def trusting(certificate: Path) -> ssl.SSLContext:
 @pytest.mark.parametrize("key", ["first", "second", KEY])
 def test_openai_client(locked: EngineProcess, trusting: ssl.SSLContext, key: str) -> None:
     with openai.OpenAI(
-        base_url=f"{locked.url}/v1", api_key=key, http_client=httpx.Client(verify=trusting)
+        base_url=f"{locked.url}/v1",
+        api_key=key,
+        http_client=httpx.Client(verify=trusting, timeout=60),
     ) as locked_client:
         completion = locked_client.completions.create(
             model=locked.model, prompt="Once", max_tokens=3
@@ -101,7 +103,9 @@ def test_the_python_client_takes_the_key_from_the_environment(
 def test_a_wrong_key(locked: EngineProcess, trusting: ssl.SSLContext) -> None:
     with (
         openai.OpenAI(
-            base_url=f"{locked.url}/v1", api_key="third", http_client=httpx.Client(verify=trusting)
+            base_url=f"{locked.url}/v1",
+            api_key="third",
+            http_client=httpx.Client(verify=trusting, timeout=60),
         ) as locked_client,
         pytest.raises(openai.AuthenticationError, match="not one that this server knows"),
     ):
@@ -112,14 +116,14 @@ def test_health_is_open_and_plain_http_is_not_served(
     locked: EngineProcess, trusting: ssl.SSLContext
 ) -> None:
     assert locked.url.startswith("https://")
-    assert httpx.get(f"{locked.url}/ready", verify=trusting).status_code == 200
+    assert httpx.get(f"{locked.url}/ready", verify=trusting, timeout=60).status_code == 200
     with pytest.raises(httpx.HTTPError):
-        httpx.get(f"{locked.url.replace('https', 'http')}/ready")
+        httpx.get(f"{locked.url.replace('https', 'http')}/ready", timeout=60)
 
 
 def test_the_log_names_the_request(locked: EngineProcess, trusting: ssl.SSLContext) -> None:
     headers = {"X-Request-Id": "find-me", "Authorization": "Bearer first"}
-    httpx.get(f"{locked.url}/v1/models", headers=headers, verify=trusting)
+    httpx.get(f"{locked.url}/v1/models", headers=headers, verify=trusting, timeout=60)
     assert '"path":"/v1/models"' in locked.wait_for_line("find-me")
 
 
@@ -164,6 +168,9 @@ def test_a_reader_that_takes_nothing_frees_the_engine() -> None:
 
 def wait_for_metric(process: EngineProcess, series: str, value: float) -> None:
     deadline = time.monotonic() + 120
-    while f"\ntokasaurus_{series} {value:.1f}\n" not in httpx.get(f"{process.url}/metrics").text:
+    while (
+        f"\ntokasaurus_{series} {value:.1f}\n"
+        not in httpx.get(f"{process.url}/metrics", timeout=60).text
+    ):
         assert time.monotonic() < deadline, series
         time.sleep(0.2)

@@ -86,7 +86,7 @@ async def run_all(client: EngineClient) -> Counter[str]:
 
 async def settled_stats(client: EngineClient) -> ManagerStats:
     """The manager's report once it says that nothing runs; one comes when all has become idle."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         stats = client.stats.get(0)
         if not client.num_in_flight and stats and not stats.num_running and not stats.num_queued:

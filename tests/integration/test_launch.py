@@ -45,12 +45,12 @@ def launch(socket_root: Path) -> Iterator[Callable[..., EngineProcess]]:
     yield start
     for engine in engines:
         engine.__exit__(None, None, None)
-    _, alive = psutil.wait_procs(processes, timeout=10)
+    _, alive = psutil.wait_procs(processes, timeout=60)
     assert not alive
     assert list(socket_root.glob("toka-*")) == []
 
 
-def test_serves_is_pinged_and_stops(
+def test_serves_is_pinged_and_is_interrupted(
     launch: Callable[..., EngineProcess], socket_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     engine = launch()
@@ -67,9 +67,17 @@ def test_serves_is_pinged_and_stops(
         assert ("TTFT" in err) == ("stream=F" not in options)
     assert toka_ping.main([f"url={engine.url}", "model=other"]) == 1
     assert "The server refused" in capsys.readouterr().err
-    assert engine.stop(signal.SIGTERM) == 0, engine.output
-    assert "ERROR" not in engine.output
+    interrupt_a_stream(engine)
+
+
+def interrupt_a_stream(engine: EngineProcess) -> None:
+    body = {"prompt": "x", "max_tokens": 1500, "ignore_eos": True, "stream": True}
+    with httpx.stream("POST", f"{engine.url}/v1/completions", json=body, timeout=60) as reply:
+        next(reply.iter_lines())
+        os.killpg(engine.popen.pid, signal.SIGINT)  # what Ctrl-C does
+        assert engine.wait() == 0, engine.output
     assert "Traceback" not in engine.output
+    assert "ERROR" not in engine.output
 
 
 def test_ping_without_a_server(capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,22 +89,14 @@ def test_ping_without_a_server(capsys: pytest.CaptureFixture[str]) -> None:
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("num_servers", [1, 2])
-def test_interrupt_stops_cleanly(launch: Callable[..., EngineProcess], num_servers: int) -> None:
-    engine = launch(f"server_workers={num_servers}")
-    body = {"prompt": "x", "max_tokens": 1500, "ignore_eos": True, "stream": True}
-    with httpx.stream("POST", f"{engine.url}/v1/completions", json=body, timeout=30) as reply:
-        next(reply.iter_lines())
-        os.killpg(engine.popen.pid, signal.SIGINT)  # what Ctrl-C does
-        assert engine.wait() == 0, engine.output
-    assert "Traceback" not in engine.output
-    assert "ERROR" not in engine.output
+def test_interrupt_stops_two_servers(launch: Callable[..., EngineProcess]) -> None:
+    interrupt_a_stream(launch("server_workers=2"))
 
 
 def test_stuck_process_is_killed_in_the_end(launch: Callable[..., EngineProcess]) -> None:
     engine = launch("shutdown_timeout_seconds=0.5")
     engine.children()["worker0.0"].suspend()
-    assert engine.stop(signal.SIGTERM, timeout_seconds=30) == 0
+    assert engine.stop(signal.SIGTERM) == 0
 
 
 def test_second_interrupt_kills_at_once(launch: Callable[..., EngineProcess]) -> None:
@@ -104,9 +104,9 @@ def test_second_interrupt_kills_at_once(launch: Callable[..., EngineProcess]) ->
     children = engine.children()
     children["worker0.0"].suspend()
     engine.popen.send_signal(signal.SIGINT)
-    psutil.wait_procs([children["server0"], children["manager0"]], timeout=30)
+    psutil.wait_procs([children["server0"], children["manager0"]], timeout=60)
     assert engine.popen.poll() is None
-    assert engine.stop(signal.SIGINT, timeout_seconds=30) == 0
+    assert engine.stop(signal.SIGINT) == 0
 
 
 def test_interrupt_while_starting(launch: Callable[..., EngineProcess]) -> None:
@@ -116,30 +116,24 @@ def test_interrupt_while_starting(launch: Callable[..., EngineProcess]) -> None:
         time.sleep(0.01)
     processes = engine.children().values()
     assert engine.stop(signal.SIGINT) == 0, engine.output
-    assert not psutil.wait_procs(processes, timeout=5)[1]
+    assert not psutil.wait_procs(processes, timeout=60)[1]
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_killed_process_stops_the_engine_with_a_reason(
     launch: Callable[..., EngineProcess], name: str
 ) -> None:
+    """And ends requests that are running."""
     engine = launch()
-    engine.children()[name].kill()
-    assert engine.wait(30) == 1
-    assert f"{name} was killed by signal SIGKILL" in engine.output
-
-
-def test_killed_worker_ends_running_requests(launch: Callable[..., EngineProcess]) -> None:
-    engine = launch()
-    body = {"model": "demo", "prompt": "x", "max_tokens": 1500, "stream": True}
-    body["ignore_eos"] = True
-    with httpx.stream("POST", f"{engine.url}/v1/completions", json=body, timeout=30) as reply:
+    body = {"prompt": "x", "max_tokens": 1500, "ignore_eos": True, "stream": True}
+    with httpx.stream("POST", f"{engine.url}/v1/completions", json=body, timeout=60) as reply:
         lines = reply.iter_lines()
         next(lines)
-        engine.children()["worker0.0"].kill()
+        engine.children()[name].kill()
         rest = "\n".join(_until_broken(lines))
     assert "error" in rest
-    assert engine.wait(30) == 1
+    assert engine.wait() == 1
+    assert f"{name} was killed by signal SIGKILL" in engine.output
 
 
 def _until_broken(lines: Iterator[str]) -> Iterator[str]:
@@ -155,7 +149,7 @@ def test_killed_supervisor_leaves_no_process(
     engine = launch()
     processes = list(engine.children().values())
     engine.popen.kill()
-    assert not psutil.wait_procs(processes, timeout=10)[1]
+    assert not psutil.wait_procs(processes, timeout=60)[1]
     for directory in socket_root.glob("toka-*"):  # nobody was there to remove it
         for inbox in directory.iterdir():
             inbox.unlink()
@@ -191,7 +185,7 @@ def test_broken_model_folder(launch: Callable[..., EngineProcess], tmp_path: Pat
         '{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 8}'
     )
     engine = launch(f"model={tmp_path}", ready=False)
-    assert engine.wait(60) == 1
+    assert engine.wait() == 1
     assert " failed: " in engine.output
     assert str(tmp_path) in engine.output
     assert "Serving" not in engine.output

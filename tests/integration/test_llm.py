@@ -171,12 +171,13 @@ def interruptible() -> Iterator[None]:
 
 @pytest.mark.usefixtures("interruptible")
 def test_interrupt_cancels_what_runs(llm: LLM) -> None:
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+
     def generate_forever() -> None:
+        timer.start()
         while True:
             llm.generate(["x"] * 64, SamplingParams(max_tokens=1500, ignore_eos=True))
 
-    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
     with pytest.raises(KeyboardInterrupt):
         generate_forever()
     assert llm.generate("x", GREEDY, progress=False)[0].token_ids
@@ -196,7 +197,7 @@ def test_script_without_close_ends_cleanly(tmp_path: Path) -> None:
             [sys.executable, str(script)],
             capture_output=True,
             text=True,
-            timeout=90,
+            timeout=200,
             env={**os.environ, "TMPDIR": sockets},
             check=False,
         )
@@ -216,7 +217,7 @@ def test_bad_options_start_nothing() -> None:
     with pytest.raises(ModelError, match="no folder"):
         LLM("/no/such/folder")
     assert engine_processes() == before
-    assert threading.active_count() == num_threads
+    assert threading.active_count() <= num_threads
 
 
 def test_dead_worker_reaches_every_waiter_and_leaves_nothing() -> None:
@@ -245,7 +246,7 @@ def test_dead_worker_reaches_every_waiter_and_leaves_nothing() -> None:
     assert all("worker0.0 was killed by signal SIGKILL" in str(error) for error in errors)
     with pytest.raises(EngineFailedError, match="SIGKILL"):
         llm.generate("x", progress=False)
-    assert not psutil.wait_procs(mine, timeout=20)[1]
+    assert not psutil.wait_procs(mine, timeout=60)[1]
     llm.close()
     with pytest.raises(EngineFailedError):
         llm.generate("x", progress=False)
@@ -264,6 +265,6 @@ def test_serve_and_client() -> None:
         server.wait(0)
         mine[0].kill()
         with pytest.raises(EngineFailedError, match="SIGKILL"):
-            server.wait(30)
+            server.wait(60)
         assert server.failure is not None
-    assert not psutil.wait_procs(mine, timeout=20)[1]
+    assert not psutil.wait_procs(mine, timeout=60)[1]

@@ -23,7 +23,7 @@ _DEADLINE_SECONDS = 60
 def received() -> Iterator[socket.socket]:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bound:
         bound.bind(("127.0.0.1", 0))
-        bound.settimeout(30)
+        bound.settimeout(60)
         yield bound
 
 
@@ -44,7 +44,7 @@ def complete(process: EngineProcess) -> None:
 
 
 def scrape(process: EngineProcess) -> dict[str, float]:
-    text = httpx.get(f"{process.url}/metrics", timeout=30).text
+    text = httpx.get(f"{process.url}/metrics", timeout=60).text
     return {
         sample.name + "".join(f",{v}" for v in sample.labels.values()): sample.value
         for family in text_string_to_metric_families(text)
@@ -78,7 +78,7 @@ def test_promtool_finds_nothing(measured: EngineProcess) -> None:
     assert PROMTOOL is not None
     result = subprocess.run(
         [PROMTOOL, "check", "metrics"],
-        input=httpx.get(f"{measured.url}/metrics", timeout=30).content,
+        input=httpx.get(f"{measured.url}/metrics", timeout=60).content,
         capture_output=True,
         timeout=60,
     )
@@ -121,7 +121,7 @@ def test_a_real_daemon_reads_it(tmp_path: Path) -> None:
         assert "bad_lines_seen: 0" in ask(admin_port, "stats")
     finally:
         daemon.terminate()
-        daemon.wait(timeout=30)
+        daemon.wait(timeout=60)
 
 
 def ask(port: int, command: str) -> str:

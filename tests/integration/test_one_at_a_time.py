@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -17,6 +18,7 @@ OPTIONS = (
     "cpu_threads=1",
     "dtype=float32",
     "debug_checks=True",
+    "request_log=True",
 )
 LONG = {"prompt": [9] * 20, "max_tokens": 600, "ignore_eos": True, "temperature": 0}
 SHORT = {"prompt": "import ", "max_tokens": 3, "temperature": 0}
@@ -31,24 +33,36 @@ def narrow() -> Iterator[EngineProcess]:
 
 
 def test_waiting_requests_are_admitted_in_order(narrow: EngineProcess) -> None:
-    async def main() -> list[int]:
-        done: list[int] = []
+    names = [f"request-{number}" for number in range(7)]
+
+    async def main() -> None:
         async with httpx.AsyncClient(base_url=narrow.url, timeout=120) as client:
 
-            async def ask(number: int) -> None:
-                reply = await client.post("/v1/completions", json=SHORT)
+            async def ask(name: str, body: dict[str, Any]) -> None:
+                headers = {"X-Request-Id": name}
+                reply = await client.post("/v1/completions", json=body, headers=headers)
                 assert reply.status_code == 200
-                done.append(number)
 
-            first = asyncio.create_task(client.post("/v1/completions", json=LONG))
             tasks = []
-            for number in range(6):
-                await asyncio.sleep(0.05)  # arrive one after the other
-                tasks.append(asyncio.create_task(ask(number)))
-            await asyncio.gather(first, *tasks)
-        return done
+            for name, body in zip(names, [LONG] + [SHORT] * 6, strict=True):
+                tasks.append(asyncio.create_task(ask(name, body)))
+                await until_all_have_arrived(client, tasks)
+            await asyncio.gather(*tasks)
 
-    assert asyncio.run(main()) == list(range(6))
+    asyncio.run(main())
+    logged = [re.search("request-[0-9]", narrow.wait_for_line("request-")) for _ in names]
+    assert [match and match[0] for match in logged] == names
+
+
+async def until_all_have_arrived(client: httpx.AsyncClient, tasks: list[asyncio.Task]) -> None:
+    for _ in range(6000):
+        num_done = sum(task.done() for task in tasks)
+        text = (await client.get("/metrics")).text
+        [num_in_flight] = re.findall(r"^tokasaurus_requests_in_flight (\S+)", text, re.M)
+        if num_done + float(num_in_flight) >= len(tasks):
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("a request did not arrive within a minute")
 
 
 def test_a_client_that_leaves_frees_the_seat(narrow: EngineProcess) -> None:
@@ -71,7 +85,7 @@ def test_a_client_that_leaves_frees_the_seat(narrow: EngineProcess) -> None:
                     await asyncio.gather(*leaving, return_exceptions=True)
             reply = await client.post("/v1/completions", json=SHORT)
             assert reply.status_code == 200
-            for _ in range(100):
+            for _ in range(600):
                 text = (await client.get("/metrics")).text
                 counts = re.findall(
                     r"^tokasaurus_\w*(?:running|queued)\w*(?:{.*})? (\S+)", text, re.M

@@ -14,8 +14,8 @@ import pytest
 from tests.integration.conftest import SMALL
 from tests.integration.engine_process import EngineProcess
 
-NUM_CONNECTIONS = 24
-"""All of them reach the same process once in 2**23 times."""
+NUM_CONNECTIONS = 32
+"""All of them reach the same process once in 2**31 times."""
 
 
 @pytest.fixture(scope="module")

@@ -106,7 +106,7 @@ async def serving(**options: Any) -> AsyncIterator[TinyServer]:
     chat_template = template and ChatTemplate(template, {}, origin="a test")
     parsers = {n: options.pop(n) for n in ("tool_parser", "reasoning_parser") if n in options}
     client, managers = connected(TOKENIZER, lambda request: ANSWER_IDS, **options)
-    await client.start(deadline_seconds=10)
+    await client.start(deadline_seconds=60)
     state = ServerState(
         engine=client,
         tokenizer=TOKENIZER,

@@ -4,11 +4,11 @@
                                    [key=value ...]
 
 Manager and worker run in one process, joined by channels that encode messages, so that nothing is
-hidden by waiting. Parts that Python calls are timed as they run. The decoder's layers are one call:
-after every eighth step their linear layers (fused with norms, activation and residual) are run once
-more by themselves, kind by kind, each with its own weights; what remains is attention. Times are
-medians over the decode steps, of the process's CPU time on one thread (--wall: of the clock, with
-all threads).
+hidden by waiting. Parts that Python calls are timed as they run. A decode step of the fused kernels
+is one call: after every eighth step its linear layers (fused with norms, activation and residual)
+are run once more by themselves, kind by kind, each with its own weights; what remains is attention,
+its plan, embedding and sampling. Times are medians over the decode steps, of the process's CPU time
+on one thread (--wall: of the clock, with all threads).
 """
 
 import argparse
@@ -126,12 +126,15 @@ class ProfiledEngine:
             settings, ready, self.to_manager, outboxes, lambda _address: self.to_server
         )
         self.manager.greet(ServerHello(0, "memory"))
+        watch.wrap(runner._builder, "apply", "build")
         watch.wrap(runner._builder, "build", "build")
         watch.wrap(runner._sampler, "apply", "apply")
         watch.wrap(runner._sampler, "sample", "sample")
         watch.wrap(runner._backend, "plan", "plan")
         watch.wrap(runner._model, "forward", "forward")
         watch.wrap(runner._model, "logits", "logits")
+        if runner._decodes is not None:
+            watch.wrap(runner._decodes._decode_step, "run", "forward")
 
     def step(self) -> tuple[int, int]:
         """Numbers of prefilled tokens and of ended requests."""
@@ -189,7 +192,11 @@ def replays(runner: TorchRunner, num_rows: int) -> dict[str, Callable[[], None]]
 
         return run
 
-    return {name: linear(i) for i, name in enumerate(LINEAR_NAMES)}
+    def head() -> None:
+        if num_rows:
+            model.logits(inputs[hidden])
+
+    return {**{name: linear(i) for i, name in enumerate(LINEAR_NAMES)}, "LM head": head}
 
 
 def profile(
@@ -242,13 +249,15 @@ def print_table(steps: dict[str, list[float]], parts: dict[str, list[float]]) ->
 
     line(f"decode step, median of {len(steps['whole'])}", whole)
     for name, key in OUTER.items():
+        if not median[key]:
+            continue
         if key != "forward" or not inside:
             line(f"  {name}", median[key])
             continue
         for part, seconds in inside.items():
             line(f"  {part}", seconds)
         rest = median[key] - sum(inside.values())
-        line("  attention, rotary, KV append, embedding, norm", rest)
+        line("  attention, its plan, rotary, embedding, sampling", rest)
     line("  worker: glue between these", median["execute"])
     line("  unaccounted", median["unaccounted"])
     passes = ("whole", "forward", "logits", "sample")

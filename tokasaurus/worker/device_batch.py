@@ -75,10 +75,23 @@ class BatchBuilder:
         self._page_size = page_size
         self._order = DecodeOrder()
 
-    def build(self, step: StepInput) -> DeviceBatch:
-        """Apply what changed, and expand. KV lengths in the table are advanced by the step."""
+    @property
+    def decode_slots(self) -> np.ndarray:
+        """int64[D]: a new array whenever they change."""
+        return self._order.slots
+
+    @property
+    def hydragen_groups(self) -> list[HydragenGroup]:
+        """Of the decoding slots."""
+        return self._order.hydragen_groups
+
+    def apply(self, step: StepInput) -> None:
+        """Take in what the step changes."""
         self.table.apply(step)
         self._order.update(step)
+
+    def build(self, step: StepInput) -> DeviceBatch:
+        """Expand a step that has been applied. KV lengths in the table are advanced by it."""
         prefill_slots = step.prefill_slots.astype(np.int64)
         slots_R = np.concatenate([prefill_slots, self._order.slots])
         query_lens = np.ones(len(slots_R), np.int64)

@@ -34,15 +34,24 @@ class SlotTable:
 
     def apply(self, step: StepInput) -> None:
         """Free, add and append, in this order."""
-        for slot in step.freed_slots.tolist():
-            self.num_blocks[slot] = 0
-            self.banned_ids.pop(slot, None)
+        if len(step.freed_slots):
+            for slot in step.freed_slots.tolist():
+                self.num_blocks[slot] = 0
+                self.banned_ids.pop(slot, None)
         if step.added_slots:
             self._reserve(max(added.slot for added in step.added_slots) + 1)
-        for added in step.added_slots:
-            self._add(added)
+            for added in step.added_slots:
+                self._add(added)
         if len(step.appended_slots):
             self._append(step.appended_slots, step.appended_blocks)
+
+    def any_bans(self, slots: np.ndarray) -> bool:
+        """Whether one of the slots has tokens that it must not draw yet."""
+        if not self.banned_ids:
+            return False
+        num_output_tokens = self.kv_lens[slots] + 1 - self.num_prompt_tokens[slots]
+        early = slots[num_output_tokens < self.min_tokens[slots]]
+        return any(slot in self.banned_ids for slot in early.tolist())
 
     def _add(self, added: AddedSlot) -> None:
         slot = added.slot

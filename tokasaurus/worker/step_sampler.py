@@ -5,6 +5,7 @@ Shapes: T tokens of the step, D hidden size, S rows that sample, V vocabulary.
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from tokasaurus.ipc.messages.to_worker import StepInput
@@ -51,12 +52,18 @@ class StepSampler:
 
     def apply(self, step: StepInput) -> None:
         """Free and add, in this order."""
+        if not step.added_slots and not len(step.freed_slots):
+            return
         self._adjustments.apply(step)
         if self._decides:
             self._grammars.apply(step)
         self._prompt_scorer.forget(step.freed_slots.tolist())
         self._prompt_scorer.forget(added.slot for added in step.added_slots)
         self._prompt_pooler.apply(step)
+
+    def adjusts(self, slots: np.ndarray) -> bool:
+        """Whether one of the slots has penalties, biases, bans or a grammar."""
+        return self._adjustments.of_rows(slots) is not None
 
     def score_prompts(
         self, batch: DeviceBatch, hidden_TD: torch.Tensor, prefill_ids: torch.Tensor

@@ -17,6 +17,8 @@ from tokasaurus.model.attention.cpu_backend import CpuBackend
 from tokasaurus.model.attention.registry import create_backend
 from tokasaurus.model.decoder import Decoder
 from tokasaurus.model.device_copy import to_device
+from tokasaurus.model.kernels.decode_step import DecodeStep
+from tokasaurus.model.kernels.fused_decoder import FusedDecoder
 from tokasaurus.model.kernels.install import with_cpu_kernels
 from tokasaurus.model.kernels.sampling import KernelOperations
 from tokasaurus.model.quantization.scheme import NO_QUANTIZATION, QuantizationScheme
@@ -25,6 +27,7 @@ from tokasaurus.tokenization.tokenizer import Tokenizer
 from tokasaurus.worker.device_batch import BatchBuilder, DeviceBatch
 from tokasaurus.worker.device_clock import DeviceClock
 from tokasaurus.worker.forward_pass import ForwardOptions, ForwardPass
+from tokasaurus.worker.fused_decodes import DecodedStep, FusedDecodes
 from tokasaurus.worker.grammar_tokens import GrammarTokens
 from tokasaurus.worker.memory import (
     ActivationMemory,
@@ -35,7 +38,7 @@ from tokasaurus.worker.memory import (
 )
 from tokasaurus.worker.micro_batches import MicroBatch, MicroBatcher
 from tokasaurus.worker.replica import ALONE_REPLICA, Replica
-from tokasaurus.worker.runner import Progress
+from tokasaurus.worker.runner import Progress, StepHandle
 from tokasaurus.worker.slot_table import SlotTable
 from tokasaurus.worker.stage_exchange import StageExchange
 from tokasaurus.worker.step_handle import StepResult, TorchStepHandle
@@ -83,6 +86,10 @@ class TorchRunner:
         self._backend: AttentionBackend
         self._forward_pass: ForwardPass
         self._exchange: StageExchange | None = None
+        self._decodes: FusedDecodes | None = None
+        self._last_tokens: torch.Tensor
+        self._last_tokens_on_host: np.ndarray
+        """The same memory, where the device is the host."""
         self._num_blocks = 0
         self._hidden_size = 0
         """Of the hidden states that the last step gave."""
@@ -184,11 +191,11 @@ class TorchRunner:
             progress(i / len(steps), _warm_up_text(step))
             with naming_what_to_lower(_warm_up_text(step), self._device, _FOR_ACTIVATIONS):
                 if i == 0:
-                    self._backend.allocate(num_warm_up_blocks(steps))
+                    self._allocate(num_warm_up_blocks(steps))
                     activations.start()
                 self.execute(step).result()
         peak_bytes = activations.peak_bytes()
-        self._backend.allocate(1)  # the warm-up's cache must not count as used
+        self._allocate(1)  # the warm-up's cache must not count as used
         self._num_blocks = choose_num_blocks(
             KVRequest(
                 num_tokens=settings.kv_cache_num_tokens,
@@ -202,12 +209,12 @@ class TorchRunner:
         )
         fewest = torch.tensor([self._num_blocks], device=self._device)
         self._num_blocks = int(settings.replica.parallel.replica.all_reduce_min(fewest).item())
+        self._reset()
         with naming_what_to_lower("allocating the KV cache", self._device, _FOR_CACHE):
-            self._backend.allocate(self._num_blocks)
+            self._allocate(self._num_blocks)
         with naming_what_to_lower("capturing graphs", self._device, _FOR_GRAPHS):
             self._forward_pass.capture_graphs(progress)
         self._forward_pass.finish_warm_up()
-        self._reset()
         _logger.info(
             "KV cache: %d blocks of %d tokens, %.2f GiB",
             self._num_blocks,
@@ -215,15 +222,27 @@ class TorchRunner:
             self._num_blocks * self._backend.kv_bytes_per_block() / 2**30,
         )
 
+    def _allocate(self, num_blocks: int) -> None:
+        """Make a KV cache, and what steps over it share."""
+        self._decodes = None  # it holds the earlier cache
+        self._backend.allocate(num_blocks)
+        model, backend = self._model, self._backend
+        if (
+            isinstance(model, FusedDecoder)
+            and isinstance(backend, CpuBackend)
+            and self._settings.replica.parallel.is_alone
+        ):
+            self._decodes = FusedDecodes(DecodeStep(model, backend), self._builder, self._sampler)
+
     def _reset(self) -> None:
-        """Forget all slots."""
+        """Forget all slots; a KV cache has to be allocated again."""
         model, page_size = self._model, self._settings.page_size
         table = SlotTable(
             max_blocks_per_slot=-(-model.max_model_len // page_size) + 1,
             vocab_size=model.vocab_size,
         )
         self._builder = BatchBuilder(table, page_size)
-        self._last_tokens = torch.zeros(table.capacity, dtype=torch.int64, device=self._device)
+        self._set_last_tokens(torch.zeros(table.capacity, dtype=torch.int64, device=self._device))
         self._sampler = StepSampler(
             model, self._device, self._load_grammar_tokens, self._sampling_operations()
         )
@@ -232,9 +251,24 @@ class TorchRunner:
         if self._exchange is not None:
             self._exchange.finish()
 
+    def execute(self, step: StepInput) -> StepHandle:
+        if self._decodes is None:
+            return self._launch(step, self._micro_batcher.split(step))
+        self._apply(step)
+        tokens = self._decodes.run(step, self._last_tokens_on_host)
+        if tokens is not None:
+            return DecodedStep(step.step_id, tokens)
+        return self._launch(step, [MicroBatch(step)], is_applied=True)
+
     @torch.inference_mode()
-    def execute(self, step: StepInput) -> TorchStepHandle:
-        parts = [self._run(micro_batch) for micro_batch in self._micro_batcher.split(step)]
+    def _launch(
+        self, step: StepInput, micro_batches: list[MicroBatch], *, is_applied: bool = False
+    ) -> TorchStepHandle:
+        parts = []
+        for micro_batch in micro_batches:
+            if not is_applied:
+                self._apply(micro_batch.step)
+            parts.append(self._run(micro_batch))
         outcome = StepResult.join(parts)
         timing = None
         if self._device.type == "cuda":
@@ -248,13 +282,19 @@ class TorchRunner:
             0.0 if self._exchange is None else self._exchange.take_wait_seconds(),
         )
 
+    def _apply(self, step: StepInput) -> None:
+        """Take in what a step or a micro-batch changes."""
+        self._builder.apply(step)
+        if self._settings.replica.parallel.is_last_stage:
+            self._sampler.apply(step)
+        if len(self._last_tokens) < self._builder.table.capacity:
+            self._grow_last_tokens()
+
     def _run(self, micro_batch: MicroBatch) -> StepResult:
+        """A micro-batch that has been applied."""
         step = micro_batch.step
         batch = self._builder.build(step)
         parallel, exchange = self._settings.replica.parallel, self._exchange
-        if parallel.is_last_stage:
-            self._sampler.apply(step)
-        self._grow_last_tokens()
         result = StepResult.nothing(self._device)
         result.rows = micro_batch.rows
         if not len(batch.positions):
@@ -314,8 +354,12 @@ class TorchRunner:
 
     def _grow_last_tokens(self) -> None:
         missing = self._builder.table.capacity - len(self._last_tokens)
-        if missing > 0:
-            self._last_tokens = torch.nn.functional.pad(self._last_tokens, (0, missing))
+        self._set_last_tokens(torch.nn.functional.pad(self._last_tokens, (0, missing)))
+
+    def _set_last_tokens(self, tokens: torch.Tensor) -> None:
+        self._last_tokens = tokens
+        if self._device.type == "cpu":
+            self._last_tokens_on_host = tokens.numpy()
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
         return to_device(array, self._device)

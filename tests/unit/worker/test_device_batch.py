@@ -6,8 +6,13 @@ from hypothesis import strategies as st
 
 from tokasaurus.ipc.messages.to_manager import TokenSampling
 from tokasaurus.ipc.messages.to_worker import AddedSlot, StepInput
-from tokasaurus.worker.device_batch import BatchBuilder
+from tokasaurus.worker.device_batch import BatchBuilder, DeviceBatch
 from tokasaurus.worker.slot_table import SlotTable
+
+
+def built(builder: BatchBuilder, step: StepInput) -> DeviceBatch:
+    builder.apply(step)
+    return builder.build(step)
 
 
 @settings(max_examples=150, deadline=None)
@@ -30,7 +35,8 @@ def test_equals_sequence_by_sequence(data: st.DataObject) -> None:
     }
     seeds = {slot: slot + 7 for slot in slots}
     ids = np.arange(sum(lens[slot] for slot in prefill), dtype=np.int32)
-    batch = builder.build(
+    batch = built(
+        builder,
         StepInput(
             step_id=0,
             freed_slots=np.empty(0, np.int32),
@@ -51,7 +57,7 @@ def test_equals_sequence_by_sequence(data: st.DataObject) -> None:
             prefill_ids=ids,
             decode_slots=np.array(decode, np.int32),
             hydragen_groups=[],
-        )
+        ),
     )
     positions = [p for s in slots for p in range(starts[s], starts[s] + lens[s])]
     assert batch.positions.tolist() == positions
@@ -110,14 +116,15 @@ def test_steady_decode_repeats_the_slots() -> None:
         return StepInput(**arguments)  # type: ignore[arg-type]
 
     added = [AddedSlot(slot, 0, 1, TokenSampling()) for slot in (4, 2)]
-    builder.build(
-        step([(4, 10), (2, 20)], added_slots=added, decode_slots=np.array([4, 2], np.int32))
+    built(
+        builder,
+        step([(4, 10), (2, 20)], added_slots=added, decode_slots=np.array([4, 2], np.int32)),
     )
-    builder.build(step([]))
-    batch = builder.build(step([(2, 21), (4, 11)]))
+    built(builder, step([]))
+    batch = built(builder, step([(2, 21), (4, 11)]))
     assert batch.decode_slots.tolist() == [4, 2]
     assert batch.positions.tolist() == [2, 2]
     assert batch.attention.block_ids.tolist() == [10, 11, 20, 21]
     assert batch.attention.slot_mapping.tolist() == [22, 42]
-    batch = builder.build(step([], decode_slots=np.empty(0, np.int32)))
+    batch = built(builder, step([], decode_slots=np.empty(0, np.int32)))
     assert len(batch.positions) == 0

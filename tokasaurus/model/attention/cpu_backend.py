@@ -139,13 +139,17 @@ class CpuBackend:
         is_dense = x_TNH.stride(2) == 1 and (num_heads == 1 or x_TNH.stride(1) == head_dim)
         return x_TNH if is_dense else x_TNH.contiguous()
 
+    def caches(self) -> list[torch.Tensor]:
+        """K and V of each layer."""
+        return [cache for layer in self._layers for cache in self._caches[layer.index]]
+
     def stack_arguments(self) -> StackArguments:
         """The planned step, for kernels that run all layers at once."""
         plans = [self._plans[self._kinds[layer.index]] for layer in self._layers]
         return StackArguments(
             slot_mapping=self._slot_mapping,
             block_ids=self._block_ids,
-            caches=[cache for layer in self._layers for cache in self._caches[layer.index]],
+            caches=self.caches(),
             plans=[tensor for plan in plans for tensor in plan[:3]],
             partial_rows=[plan[3] for plan in plans],
         )

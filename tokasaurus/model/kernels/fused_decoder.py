@@ -6,6 +6,8 @@ out of the decoder into their packed form, so that memory holds them once.
 Shapes: T tokens, S sampled rows, D hidden size, V vocabulary.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -39,6 +41,7 @@ class FusedDecoder:
         self.path = f"{decoder.path}, fused CPU kernels"
         self._kernels = kernels
         self._format = quantization.layers.arguments
+        self._head_format = quantization.head.arguments
         self._rotary_table = decoder.rotary.table_LR
         norm = decoder.norm
         self._final_norm = torch.empty(0) if norm is None else _floats(norm.weight)
@@ -92,6 +95,32 @@ class FusedDecoder:
             *self._format,
         )
         return hidden_TD
+
+    def make_decode_step(self, attention: CpuBackend) -> Any:
+        """The kernels' object that runs whole decode steps over this model, its last stage and only
+        one, and the backend's present cache. It shares the weights, and keeps them."""
+        assert self._head is not None, "a decode step draws tokens"
+        assert self._head.bias is None, "the kernels' decode step knows no bias of a head"
+        return self._kernels.classes.DecodeStep(
+            self._weights,
+            attention.caches(),
+            self._rotary_table,
+            self._final_norm,
+            torch.empty(0) if self._embedding is None else self._embedding,
+            self._head.packed,
+            self._scales,
+            self._softcaps,
+            self._windows,
+            self._norm_eps,
+            [
+                self.hidden_size,
+                self._intermediate_size,
+                *self._sizes,
+                attention.page_size,
+                self.vocab_size,
+            ],
+            [*self._format, *self._head_format],
+        )
 
     def logits(self, hidden_SD: torch.Tensor) -> torch.Tensor:
         assert self._head is not None, "the last stage has the head"

@@ -5,6 +5,7 @@ concurrent processes wait for one build; only a whole library ever gets its fina
 """
 
 import contextlib
+import ctypes
 import fcntl
 import hashlib
 import logging
@@ -48,6 +49,10 @@ class Kernels:
     flavour: str
     ops: Any
     """The torch.ops namespace."""
+    classes: Any
+    """The torch.classes namespace."""
+    library: ctypes.CDLL
+    """For functions that torch would take too long to call."""
 
 
 def native_flavour() -> str:
@@ -117,7 +122,9 @@ _loaded: dict[str, Kernels | str] = {}
 def _load(flavour: str, flags: tuple[str, ...], report: Callable[[str], None]) -> Kernels | str:
     namespace = f"tokasaurus_{flavour}"
     try:
-        torch.ops.load_library(str(_built_library(flags, namespace, report)))
+        path = str(_built_library(flags, namespace, report))
+        torch.ops.load_library(path)
+        library = ctypes.CDLL(path)
     except (OSError, RuntimeError, ImportError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         return (
@@ -125,7 +132,12 @@ def _load(flavour: str, flags: tuple[str, ...], report: Callable[[str], None]) -
             f"speed ({reason[-1]})"
         )
     fakes.register(namespace)
-    return Kernels(flavour=flavour, ops=getattr(torch.ops, namespace))
+    return Kernels(
+        flavour=flavour,
+        ops=getattr(torch.ops, namespace),
+        classes=getattr(torch.classes, namespace),
+        library=library,
+    )
 
 
 def _built_library(flags: tuple[str, ...], namespace: str, report: Callable[[str], None]) -> Path:

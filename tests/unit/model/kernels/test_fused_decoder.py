@@ -14,6 +14,7 @@ from tokasaurus.model.attention.cpu_backend import CpuBackend
 from tokasaurus.model.attention.torch_backend import TorchBackend
 from tokasaurus.model.config import DecoderSpec, MoESpec, RopeSpec, TensorSpec
 from tokasaurus.model.decoder import Decoder
+from tokasaurus.model.kernels.decode_step import DecodeStep, SlotColumns
 from tokasaurus.model.kernels.fused_decoder import FusedDecoder
 from tokasaurus.model.kernels.install import with_cpu_kernels
 from tokasaurus.model.kernels.linear import PackedLinear
@@ -127,6 +128,35 @@ def test_equals_the_shared_decoder(features: str, flavour: str) -> None:
     actual = logits_of_two_steps(fast, cpu_backend)
     assert actual.dtype == torch.float32
     torch.testing.assert_close(actual, expected, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("features", FUSED)
+@torch.inference_mode()
+def test_a_decode_step_in_one_call(features: str, flavour: str) -> None:
+    """The second of the two steps once more: it writes what the cache holds already."""
+    model = make_decoder(torch.bfloat16, **FUSED[features])
+    backend = backends(model, flavour, torch.bfloat16)[1]
+    fast = with_cpu_kernels(model, backend)
+    assert isinstance(fast, FusedDecoder)
+    logits = logits_of_two_steps(fast, backend)[-2:]
+    columns = SlotColumns(
+        block_tables=np.array([[3, 0], [0, 0], [4, 1]], np.int32),
+        kv_lens=np.array([1, 50, 13]),
+        last_tokens=np.array([7, 50, 13 * 7]) % SPEC.vocab_size,
+        temperature=np.zeros(3, np.float32),
+        top_p=np.ones(3, np.float32),
+        min_p=np.zeros(3, np.float32),
+        top_k=np.zeros(3, np.int32),
+        seeds=np.zeros(3, np.int64),
+    )
+    step = DecodeStep(fast, backend)
+    step.bind(columns)
+    step.set_rows(np.array([2, 0]), np.empty((0, 3), np.int32))
+    tokens = step.run().tolist()
+    assert tokens == logits.argmax(1).tolist()
+    assert columns.kv_lens.tolist() == [2, 50, 14]
+    assert columns.last_tokens.tolist() == [tokens[1], 50, tokens[0]]
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)

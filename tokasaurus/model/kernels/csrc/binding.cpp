@@ -3,6 +3,7 @@
 #include <torch/library.h>
 
 #include "binding_attention.h"
+#include "binding_decode.h"
 #include "binding_linear.h"
 #include "binding_sampling.h"
 #include "binding_stack.h"
@@ -16,6 +17,7 @@ TOKA_LIBRARY(TOKA_NAMESPACE, m) {
   toka::define_linear(m);
   toka::define_sampling(m);
   toka::define_stack(m);
+  toka::define_decode(m);
 }
 
 TOKA_LIBRARY_IMPL(TOKA_NAMESPACE, CPU, m) {

@@ -60,6 +60,53 @@ void set_plan(StackLayer& layer, const at::Tensor* plan, int64_t partial_rows) {
   layer.partial_rows = partial_rows;
 }
 
+// What the layers are, whatever the step: lists are over all layers.
+struct StackModel {
+  at::TensorList weights, caches;  // NUM_WEIGHTS and two per layer
+  at::ArrayRef<double> scales, softcaps;
+  at::IntArrayRef windows;
+  const at::Tensor &rotary_table, &final_norm;
+  double norm_eps;
+  int64_t hidden_size, intermediate_size, num_heads, num_kv_heads, head_dim, page_size;
+  int64_t kind, group_size;  // a Format of linear.h
+};
+
+StackCall stack_of(const StackModel& model) {
+  const size_t num_layers = model.windows.size();
+  TORCH_CHECK(model.weights.size() == num_layers * NUM_WEIGHTS &&
+                  model.caches.size() == 2 * num_layers && model.scales.size() == num_layers &&
+                  model.softcaps.size() == num_layers,
+              "the stack's lists must be of its number of layers");
+  const at::Tensor& table = model.rotary_table;
+  const Type type = type_of(table, "the rotary table");
+  check_contiguous(table, table.scalar_type(), "the rotary table");
+  StackCall call{};
+  call.hidden_size = model.hidden_size;
+  call.intermediate_size = model.intermediate_size;
+  call.num_heads = model.num_heads;
+  call.final_norm = floats(model.final_norm, call.hidden_size, true);
+  call.norm_eps = float(model.norm_eps);
+  call.cache = {model.num_kv_heads, model.head_dim, model.page_size, type};
+  call.format = format_of(model.kind, model.group_size);
+  call.rotary.table = table.const_data_ptr();
+  call.rotary.dim = table.size(1);
+  const int64_t q_size = model.num_heads * model.head_dim;
+  const Sizes size{call.hidden_size, call.intermediate_size,
+                   q_size + 2 * model.num_kv_heads * model.head_dim, q_size};
+  call.layers.resize(num_layers);
+  for (size_t i = 0; i < num_layers; i++) {
+    StackLayer& layer = call.layers[i];
+    set_weights(layer, &model.weights[i * NUM_WEIGHTS], size, model.num_heads, model.head_dim,
+                type, call.format);
+    layer.k_cache = model.caches[2 * i].mutable_data_ptr();
+    layer.v_cache = model.caches[2 * i + 1].mutable_data_ptr();
+    layer.scale = float(model.scales[i]);
+    layer.softcap = float(model.softcaps[i]);
+    layer.window = model.windows[i];
+  }
+  return call;
+}
+
 void decoder_stack_op(at::Tensor& hidden, const at::Tensor& positions, const at::Tensor& table,
                       const at::Tensor& slot_mapping, const at::Tensor& block_ids,
                       at::TensorList weights, at::TensorList caches, at::TensorList plans,
@@ -67,51 +114,26 @@ void decoder_stack_op(at::Tensor& hidden, const at::Tensor& positions, const at:
                       at::ArrayRef<double> softcaps, at::IntArrayRef windows,
                       const at::Tensor& final_norm, double norm_eps, int64_t num_heads,
                       int64_t num_kv_heads, int64_t head_dim, int64_t intermediate_size,
-                      int64_t page_size,
-                      int64_t kind, int64_t group_size) {
-  const size_t num_layers = windows.size();
-  TORCH_CHECK(weights.size() == num_layers * NUM_WEIGHTS && caches.size() == 2 * num_layers &&
-                  plans.size() == 3 * num_layers && partial_rows.size() == num_layers &&
-                  scales.size() == num_layers && softcaps.size() == num_layers,
-              "the stack's lists must be of its number of layers");
-  const Type type = type_of(hidden, "hidden");
-  check_contiguous(hidden, hidden.scalar_type(), "hidden");
-  check_contiguous(table, hidden.scalar_type(), "the rotary table");
+                      int64_t page_size, int64_t kind, int64_t group_size) {
+  StackCall call = stack_of({weights, caches, scales, softcaps, windows, table, final_norm,
+                             norm_eps, hidden.size(1), intermediate_size, num_heads, num_kv_heads,
+                             head_dim, page_size, kind, group_size});
+  TORCH_CHECK(plans.size() == 3 * call.layers.size() && partial_rows.size() == call.layers.size(),
+              "there must be a plan per layer");
+  check_contiguous(hidden, table.scalar_type(), "hidden");
   check_contiguous(positions, at::kLong, "positions");
   check_contiguous(slot_mapping, at::kLong, "slot_mapping");
   check_contiguous(block_ids, at::kInt, "block_ids");
   TORCH_CHECK(positions.numel() == hidden.size(0) && slot_mapping.numel() == hidden.size(0),
               "positions and slot_mapping must have one element per token");
-  StackCall call{};
   call.hidden = hidden.mutable_data_ptr();
   call.num_tokens = hidden.size(0);
-  call.hidden_size = hidden.size(1);
-  call.intermediate_size = intermediate_size;
-  call.num_heads = num_heads;
-  call.final_norm = floats(final_norm, call.hidden_size, true);
-  call.norm_eps = float(norm_eps);
-  call.cache = {num_kv_heads, head_dim, page_size, type};
-  call.format = format_of(kind, group_size);
-  call.rotary.table = table.const_data_ptr();
-  call.rotary.dim = table.size(1);
   call.rotary.positions = positions.const_data_ptr<int64_t>();
   call.slot_mapping = slot_mapping.const_data_ptr<int64_t>();
   call.block_ids = block_ids.const_data_ptr<int32_t>();
   call.threads = threads();
-  const Sizes size{call.hidden_size, intermediate_size, (num_heads + 2 * num_kv_heads) * head_dim,
-                   num_heads * head_dim};
-  call.layers.resize(num_layers);
-  for (size_t i = 0; i < num_layers; i++) {
-    StackLayer& layer = call.layers[i];
-    set_weights(layer, &weights[i * NUM_WEIGHTS], size, num_heads, head_dim, type,
-                call.format);
-    set_plan(layer, &plans[3 * i], partial_rows[i]);
-    layer.k_cache = caches[2 * i].mutable_data_ptr();
-    layer.v_cache = caches[2 * i + 1].mutable_data_ptr();
-    layer.scale = float(scales[i]);
-    layer.softcap = float(softcaps[i]);
-    layer.window = windows[i];
-  }
+  for (size_t i = 0; i < call.layers.size(); i++)
+    set_plan(call.layers[i], &plans[3 * i], partial_rows[i]);
   run_stack(call);
 }
 

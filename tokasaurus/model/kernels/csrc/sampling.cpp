@@ -12,13 +12,6 @@ namespace {
 constexpr int64_t BLOCKS_PER_PIECE = 256;
 constexpr float BOUND_SLACK = 1e-3f;  // more than rounding can take from a block's bound
 
-float maximum_of(const float* x, int64_t count) {
-  float best = x[0];
-  for (int64_t i = 1; i < count; i++)
-    if (!(x[i] <= best)) best = best != best ? best : x[i];
-  return best;
-}
-
 // NaN if one of the 64 is.
 TOKA_INLINE float full_block_maximum(const float* x) {
   F best = load(x);
@@ -131,6 +124,13 @@ class Race {
 };
 
 }  // namespace
+
+float maximum_of(const float* x, int64_t count) {
+  float best = x[0];
+  for (int64_t i = 1; i < count; i++)
+    if (!(x[i] <= best)) best = best != best ? best : x[i];
+  return best;
+}
 
 void block_maxima(const Logits& logits, int64_t num_rows, float* maxima, int threads) {
   const int64_t blocks = logits.blocks();

@@ -31,6 +31,9 @@ struct SelectedRows {
   const float* temperature;
 };
 
+// NaN if one of them is.
+float maximum_of(const float* x, int64_t count);
+
 // maxima[row, block] of `num_rows` rows.
 void block_maxima(const Logits& logits, int64_t num_rows, float* maxima, int threads);
 

@@ -1,0 +1,184 @@
+"""Decode steps in one call of the kernels draw what the other path draws, whatever changes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.unit.worker.conftest import PAGE_SIZE, VOCAB_SIZE
+from tests.unit.worker.step_driver import DrivenSequence, StepDriver
+from tokasaurus.ipc.messages.to_manager import StepOutput, TokenSampling
+from tokasaurus.ipc.messages.to_worker import HydragenGroup
+from tokasaurus.worker.fused_decodes import DecodedStep
+from tokasaurus.worker.torch_runner import TorchRunner
+
+PLAIN = (
+    TokenSampling(temperature=0.0),
+    TokenSampling(seed=1),
+    TokenSampling(temperature=0.7, top_k=5, seed=2),
+    TokenSampling(temperature=1.3, top_p=0.8, seed=3),
+    TokenSampling(temperature=2.0, min_p=0.05, seed=2**62),
+    TokenSampling(temperature=1e30, top_k=1),
+    TokenSampling(temperature=1.1, top_k=VOCAB_SIZE + 9, top_p=0.9, min_p=0.01, seed=4),
+)
+MakeRunner = Callable[..., TorchRunner]
+
+
+class Counted:
+    """A runner that notes which of its steps were one call."""
+
+    def __init__(self, runner: TorchRunner) -> None:
+        self._runner = runner
+        self.num_blocks = runner.num_blocks
+        self.was_fused: list[bool] = []
+
+    def execute(self, step: Any) -> Any:
+        handle = self._runner.execute(step)
+        self.was_fused.append(isinstance(handle, DecodedStep))
+        return handle
+
+
+@pytest.fixture(scope="module")
+def runners(make_runner: MakeRunner) -> tuple[TorchRunner, TorchRunner]:
+    """One that fuses decode steps, and one over the same kernels that never does."""
+    fused, plain = (make_runner(attention_backend="cpu", max_seqs_per_forward=80) for _ in "ab")
+    assert fused._decodes is not None
+    plain._decodes = None
+    return fused, plain
+
+
+def outcomes(
+    runners: tuple[TorchRunner, TorchRunner], play: Callable[[StepDriver], list[DrivenSequence]]
+) -> tuple[list[list[DrivenSequence]], list[bool]]:
+    """What both runners make of a play, and which steps of the first were one call."""
+    results, counted = [], [Counted(runner) for runner in runners]
+    for runner in counted:
+        driver = StepDriver(runner, PAGE_SIZE)
+        sequences = play(driver)
+        results.append(sequences)
+        for sequence in sequences:
+            driver.free(sequence)
+        driver.run()
+    assert not any(counted[1].was_fused)
+    return results, counted[0].was_fused
+
+
+def prompt(seed: int, length: int) -> list[int]:
+    return np.random.default_rng(seed).integers(0, VOCAB_SIZE, length).tolist()
+
+
+def test_same_tokens(runners: tuple[TorchRunner, TorchRunner]) -> None:
+    def play(driver: StepDriver) -> list[DrivenSequence]:
+        rows = [driver.add(i, prompt(i, 3 + 5 * i), s) for i, s in enumerate(PLAIN)]
+        driver.run(prefill=[(row, len(row.tokens)) for row in rows])
+        driver.finish(rows, 20)
+        return rows
+
+    results, was_fused = outcomes(runners, play)
+    assert [s.tokens for s in results[0]] == [s.tokens for s in results[1]]
+    assert was_fused[1:-1] == [True] * 19
+
+
+def test_slots_come_and_go(runners: tuple[TorchRunner, TorchRunner]) -> None:
+    """New slots beyond the table's room, mixed steps, another order, slots taken over."""
+
+    def play(driver: StepDriver) -> list[DrivenSequence]:
+        a, b = driver.add(0, prompt(1, 9), PLAIN[1]), driver.add(1, prompt(2, 2), PLAIN[2])
+        driver.run(prefill=[(a, 9), (b, 2)])
+        driver.run(decode=[a, b])
+        c = driver.add(70, prompt(3, 5), PLAIN[3])
+        driver.run(prefill=[(c, 5)], decode=[b, a])
+        driver.run(decode=[c, a, b])
+        driver.free(a)
+        driver.run(decode=[c, b])
+        d = driver.add(0, prompt(4, 12), PLAIN[4])
+        driver.run(prefill=[(d, 4)], decode=[c, b])
+        driver.run(decode=[c])
+        driver.run(prefill=[(d, 8)])
+        driver.run(decode=[d, c, b])
+        driver.run(decode=[d, c, b])
+        return [b, c, d]
+
+    results, was_fused = outcomes(runners, play)
+    assert [s.tokens for s in results[0]] == [s.tokens for s in results[1]]
+    assert was_fused == [False, True, False, True, True, False, True, False, True, True, False]
+
+
+def test_hydragen_groups(runners: tuple[TorchRunner, TorchRunner]) -> None:
+    def play(driver: StepDriver) -> list[DrivenSequence]:
+        common = prompt(5, 4 * PAGE_SIZE)
+        first = driver.add(0, common + prompt(6, 2), PLAIN[0])
+        driver.run(prefill=[(first, len(first.tokens))])
+        shared = first.blocks[:4]
+        rows = [
+            driver.add(i, common + prompt(7 + i, 3), PLAIN[1], shared_blocks=shared) for i in (1, 2)
+        ]
+        driver.run(prefill=[(row, 3) for row in rows])
+        driver.run(decode=[first, *rows], hydragen=[HydragenGroup(0, 3, 4)])
+        driver.finish([first, *rows], 7)
+        return [first]
+
+    results, was_fused = outcomes(runners, play)
+    assert [s.tokens for s in results[0]] == [s.tokens for s in results[1]]
+    assert was_fused[2:-1] == [True] * 6
+
+
+@pytest.mark.parametrize(
+    "special",
+    [
+        {"num_top_logprobs": 2},
+        {"presence_penalty": 1.0},
+        {"bias_ids": (3,), "bias_values": (4.0,)},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_rows_that_ask_for_more(
+    runners: tuple[TorchRunner, TorchRunner], special: dict[str, Any]
+) -> None:
+    """They take all of their steps along, and only those."""
+
+    def play(driver: StepDriver) -> list[DrivenSequence]:
+        a = driver.add(0, prompt(1, 4), PLAIN[1])
+        b = driver.add(1, prompt(2, 4), TokenSampling(seed=5, **special))
+        driver.run(prefill=[(a, 4), (b, 4)])
+        driver.run(decode=[a, b])
+        driver.run(decode=[a])
+        driver.run(decode=[b, a])
+        driver.free(b)
+        driver.run(decode=[a])
+        return [a]
+
+    results, was_fused = outcomes(runners, play)
+    assert [s.tokens for s in results[0]] == [s.tokens for s in results[1]]
+    assert was_fused[1:-1] == [False, True, False, True]
+
+
+def test_bans_until_min_tokens(runners: tuple[TorchRunner, TorchRunner]) -> None:
+    def play(driver: StepDriver) -> list[DrivenSequence]:
+        sampling = TokenSampling(
+            temperature=0.0, min_tokens=3, banned_until_min_tokens=tuple(range(VOCAB_SIZE - 2))
+        )
+        a = driver.add(0, prompt(1, 4), sampling)
+        driver.run(prefill=[(a, 4)])
+        driver.finish([a], 6)
+        return [a]
+
+    results, was_fused = outcomes(runners, play)
+    assert results[0][0].tokens == results[1][0].tokens
+    assert min(results[0][0].output[:3]) >= VOCAB_SIZE - 2
+    assert was_fused[1:-1] == [False, False, True, True, True]
+
+
+def test_rows_with_a_nan(make_runner: MakeRunner) -> None:
+    runner = make_runner(attention_backend="cpu")
+    driver = StepDriver(runner, PAGE_SIZE)
+    a, b = driver.add(0, prompt(1, 5), PLAIN[0]), driver.add(1, prompt(2, 5), PLAIN[1])
+    driver.run(prefill=[(a, 5), (b, 5)])
+    for cache in runner._backend.caches():  # type: ignore[attr-defined]
+        blocks = cache.view(runner.num_blocks, -1)
+        blocks[b.blocks] = float("nan")
+    output: StepOutput = driver.run(decode=[a, b])
+    assert output.token_ids.tolist() == [a.tokens[-1], -1]
+    assert a.tokens[-1] >= 0
+    assert driver.run(decode=[a, b]).token_ids[1] == -1

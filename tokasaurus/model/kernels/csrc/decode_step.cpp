@@ -1,0 +1,137 @@
+// See decode_step.h.
+#include "decode_step.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace toka {
+namespace {
+
+constexpr int64_t MAX_LOGITS_BYTES = 64 << 20;  // more rows are sampled one part after the other
+
+int64_t element_size(Type type) { return type == Type::BFloat16 ? 2 : 4; }
+
+}  // namespace
+
+DecodeStep::DecodeStep(DecodeModel model) : model_(std::move(model)) {
+  for (const StackLayer& layer : model_.stack.layers) {
+    const auto found = std::find(windows_.begin(), windows_.end(), layer.window);
+    kind_of_layer_.push_back(size_t(found - windows_.begin()));
+    if (found == windows_.end()) windows_.push_back(layer.window);
+  }
+  plans_.resize(windows_.size());
+  max_logits_rows_ = std::max<int64_t>(1, MAX_LOGITS_BYTES / (4 * model_.vocab_size));
+}
+
+void DecodeStep::run(const DecodeSlots& slots, const DecodeRows& rows, int32_t* tokens,
+                     int threads) {
+  if (rows.count == 0) return;
+  model_.stack.threads = threads;
+  expand(slots, rows);
+  plan(rows);
+  embed(rows.count);
+  run_stack(model_.stack);
+  drawn_.resize(rows.count);
+  for (int64_t first = 0; first < rows.count; first += max_logits_rows_) {
+    const int64_t count = std::min(max_logits_rows_, rows.count - first);
+    sampler_.sample(logits(first, count), model_.vocab_size, count, rows.slots + first,
+                    next_positions_.data() + first, slots.sampling, drawn_.data() + first,
+                    threads);
+  }
+  for (int64_t row = 0; row < rows.count; row++) {
+    tokens[row] = int32_t(drawn_[row]);
+    slots.last_tokens[rows.slots[row]] = std::max<int64_t>(drawn_[row], 0);
+  }
+}
+
+void DecodeStep::expand(const DecodeSlots& slots, const DecodeRows& rows) {
+  const int64_t page_size = model_.stack.cache.page_size;
+  for (auto* column : {&ids_, &positions_, &next_positions_, &slot_mapping_})
+    column->resize(rows.count);
+  kv_lens_.resize(rows.count);
+  query_lens_.assign(rows.count, 1);
+  block_indptr_.assign(1, 0);
+  block_ids_.clear();
+  for (int64_t row = 0; row < rows.count; row++) {
+    const int64_t slot = rows.slots[row], position = slots.kv_lens[slot]++;
+    const int32_t* table = slots.block_tables + slot * slots.max_blocks;
+    ids_[row] = slots.last_tokens[slot];
+    positions_[row] = position;
+    next_positions_[row] = position + 1;
+    kv_lens_[row] = int32_t(position + 1);
+    slot_mapping_[row] = int64_t(table[position / page_size]) * page_size + position % page_size;
+    block_ids_.insert(block_ids_.end(), table, table + position / page_size + 1);
+    block_indptr_.push_back(int32_t(block_ids_.size()));
+  }
+  StackCall& stack = model_.stack;
+  stack.num_tokens = rows.count;
+  stack.rotary.positions = positions_.data();
+  stack.slot_mapping = slot_mapping_.data();
+  stack.block_ids = block_ids_.data();
+}
+
+void DecodeStep::plan(const DecodeRows& rows) {
+  StackCall& stack = model_.stack;
+  PlanRequest request{};
+  request.query_lens = query_lens_.data();
+  request.kv_lens = kv_lens_.data();
+  request.block_indptr = block_indptr_.data();
+  request.num_rows = rows.count;
+  request.groups = rows.groups;
+  request.num_groups = rows.num_groups;
+  request.num_kv_heads = stack.cache.num_kv_heads;
+  request.group_size = stack.num_heads / stack.cache.num_kv_heads;
+  request.page_size = stack.cache.page_size;
+  request.threads = stack.threads;
+  for (size_t i = 0; i < windows_.size(); i++) {
+    request.window = windows_[i];
+    plans_[i] = plan_attention(request);
+  }
+  for (size_t i = 0; i < stack.layers.size(); i++) {
+    StackLayer& layer = stack.layers[i];
+    const Plan& plan = plans_[kind_of_layer_[i]];
+    layer.items = plan.items.data();
+    layer.num_items = int64_t(plan.items.size());
+    layer.merges = plan.merges.data();
+    layer.num_merges = int64_t(plan.merges.size());
+    layer.parts = plan.parts.data();
+    layer.partial_rows = plan.partial_rows;
+  }
+}
+
+void DecodeStep::embed(int64_t num_rows) {
+  StackCall& stack = model_.stack;
+  const Type type = stack.cache.type;
+  const int64_t bytes = stack.hidden_size * element_size(type);
+  char* hidden = hidden_.get<char>(num_rows * bytes);
+  stack.hidden = hidden;
+  if (model_.embedding == nullptr) {
+    packed_rows(model_.head, ids_.data(), num_rows, stack.hidden_size, type, model_.head_format,
+                hidden, stack.threads);
+    return;
+  }
+  for (int64_t row = 0; row < num_rows; row++)
+    std::memcpy(hidden + row * bytes,
+                static_cast<const char*>(model_.embedding) + ids_[row] * bytes, bytes);
+}
+
+const float* DecodeStep::logits(int64_t first_row, int64_t num_rows) {
+  const StackCall& stack = model_.stack;
+  LinearCall head{};
+  head.type = stack.cache.type;
+  head.x = static_cast<const char*>(stack.hidden) +
+           first_row * stack.hidden_size * element_size(head.type);
+  head.x_stride = head.in_features = stack.hidden_size;
+  head.num_rows = num_rows;
+  head.packed = model_.head;
+  head.format = model_.head_format;
+  head.out_type = Type::Float;
+  head.out_features = head.out_stride = model_.vocab_size;
+  float* out = logits_.get<float>(num_rows * model_.vocab_size);
+  head.out = out;
+  head.threads = stack.threads;
+  linear(head);
+  return out;
+}
+
+}  // namespace toka

@@ -1,0 +1,63 @@
+// A whole decode step in one call: from the slots' last tokens to their next ones.
+//
+// Everything that steps share is kept: the model's pointers, buffers, the expanded block tables. What
+// a step costs beside its passes over the weights is what its rows cost.
+#pragma once
+
+#include <vector>
+
+#include "parallel.h"
+#include "plain_sampling.h"
+#include "stack.h"
+
+namespace toka {
+
+// The worker's slots: arrays with an element per slot. Python fills one in.
+struct DecodeSlots {
+  const int32_t* block_tables;  // [slots, max_blocks]
+  int64_t max_blocks;
+  int64_t* kv_lens;      // a step adds 1
+  int64_t* last_tokens;  // what a step runs, then what it drew
+  SamplingColumns sampling;
+};
+
+struct DecodeRows {
+  const int64_t* slots;
+  int64_t count;
+  const int32_t* groups;  // [num_groups][3]: first row, rows, blocks
+  int64_t num_groups;
+};
+
+struct DecodeModel {
+  StackCall stack;        // without what a step brings
+  const void* embedding;  // [vocab_size, hidden_size]; null: the rows of the head's weight
+  const void* head;       // packed
+  Format head_format;
+  int64_t vocab_size;
+};
+
+class DecodeStep {
+ public:
+  explicit DecodeStep(DecodeModel model);
+
+  // Writes the drawn tokens, -1 for rows with a NaN. Those rows go on with token 0.
+  void run(const DecodeSlots& slots, const DecodeRows& rows, int32_t* tokens, int threads);
+
+ private:
+  void expand(const DecodeSlots& slots, const DecodeRows& rows);
+  void plan(const DecodeRows& rows);
+  void embed(int64_t num_rows);
+  const float* logits(int64_t first_row, int64_t num_rows);
+
+  DecodeModel model_;
+  std::vector<int64_t> windows_;     // distinct ones
+  std::vector<size_t> kind_of_layer_;  // index of the layer's window
+  std::vector<Plan> plans_;          // one per window
+  int64_t max_logits_rows_;
+  PlainSampler sampler_;
+  Scratch hidden_, logits_;
+  std::vector<int64_t> ids_, positions_, next_positions_, slot_mapping_, drawn_;
+  std::vector<int32_t> query_lens_, kv_lens_, block_indptr_, block_ids_;
+};
+
+}  // namespace toka

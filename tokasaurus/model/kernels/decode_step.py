@@ -1,0 +1,109 @@
+"""A whole decode step in one call of the CPU kernels: from the slots' last tokens to their next.
+
+After a pass over the weights nothing is left in the CPU's caches, so that between two passes a call
+through torch takes some 40 microseconds. This is one call through ctypes, without tensors.
+"""
+
+import ctypes
+from dataclasses import dataclass
+
+import numpy as np
+
+from tokasaurus.model.attention.cpu_backend import CpuBackend
+from tokasaurus.model.kernels.fused_decoder import FusedDecoder
+
+
+class _Slots(ctypes.Structure):
+    """DecodeSlots of csrc/decode_step.h."""
+
+    _fields_ = (
+        ("block_tables", ctypes.c_void_p),
+        ("max_blocks", ctypes.c_int64),
+        ("kv_lens", ctypes.c_void_p),
+        ("last_tokens", ctypes.c_void_p),
+        ("temperature", ctypes.c_void_p),
+        ("top_p", ctypes.c_void_p),
+        ("min_p", ctypes.c_void_p),
+        ("top_k", ctypes.c_void_p),
+        ("seeds", ctypes.c_void_p),
+    )
+
+
+@dataclass(slots=True, kw_only=True)
+class SlotColumns:
+    """Arrays by slot that a step reads. They are the caller's own, who may write to them between
+    steps; `kv_lens` and `last_tokens` are advanced by a step."""
+
+    block_tables: np.ndarray
+    """int32[slots, blocks]"""
+    kv_lens: np.ndarray
+    """int64"""
+    last_tokens: np.ndarray
+    """int64"""
+    temperature: np.ndarray
+    """float32"""
+    top_p: np.ndarray
+    """float32"""
+    min_p: np.ndarray
+    """float32"""
+    top_k: np.ndarray
+    """int32"""
+    seeds: np.ndarray
+    """int64"""
+
+
+class DecodeStep:
+    """Draws as `sample` does for rows without log-probabilities, adjustments and bans."""
+
+    def __init__(self, decoder: FusedDecoder, backend: CpuBackend) -> None:
+        """`backend` keeps its cache for as long as this is used."""
+        self._step = decoder.make_decode_step(backend)
+        self._address = self._step.address()
+        self._run = backend.kernels.library.toka_decode_step
+        self._run.argtypes = (
+            ctypes.c_void_p,
+            ctypes.c_void_p,
+            ctypes.c_void_p,
+            ctypes.c_int64,
+            ctypes.c_void_p,
+            ctypes.c_int64,
+            ctypes.c_void_p,
+        )
+        self._columns: SlotColumns | None = None
+        self._slots = _Slots()
+        self._slots_address = ctypes.addressof(self._slots)
+        self._rows = np.empty(0, np.int64)
+        self._groups = np.empty((0, 3), np.int32)
+        self._tokens = np.empty(0, np.int32)
+        self._arguments: tuple[int | None, ...] = ()
+
+    def bind(self, columns: SlotColumns) -> None:
+        """From now on steps read and write these arrays."""
+        self._columns = columns
+        for name, _ in _Slots._fields_:
+            if name != "max_blocks":
+                column = getattr(columns, name)
+                assert column.flags.carray, f"{name} must be writeable and contiguous"
+                setattr(self._slots, name, column.ctypes.data)
+        self._slots.max_blocks = columns.block_tables.shape[1]
+
+    def set_rows(self, slots: np.ndarray, groups: np.ndarray) -> None:
+        """Which slots decode in the steps to come: int64[D]; Hydragen groups of the rows, int32
+        [G, 3]: first row, rows, blocks."""
+        self._rows, self._groups = slots, groups
+        self._tokens = np.empty(len(slots), np.int32)
+        self._arguments = (
+            self._address,
+            self._slots_address,
+            slots.ctypes.data,
+            len(slots),
+            groups.ctypes.data,
+            len(groups),
+            self._tokens.ctypes.data,
+        )
+
+    def run(self) -> np.ndarray:
+        """int32[D]: the drawn tokens, -1 for rows with a NaN; the next step overwrites them."""
+        if self._run(*self._arguments):
+            raise MemoryError("a decode step ran out of memory")
+        return self._tokens

@@ -1,0 +1,88 @@
+"""Steps that only decode, on a CPU whose kernels run them in one call.
+
+What most steps are, and the only ones short enough that what lies between two passes counts.
+"""
+
+import numpy as np
+
+from tokasaurus.ipc.messages.to_manager import StepOutput
+from tokasaurus.ipc.messages.to_worker import StepInput
+from tokasaurus.model.kernels.decode_step import DecodeStep, SlotColumns
+from tokasaurus.worker.device_batch import BatchBuilder
+from tokasaurus.worker.step_sampler import StepSampler
+
+
+class FusedDecodes:
+    """Looks at the decoding slots when they change; else a step costs one call."""
+
+    def __init__(
+        self, decode_step: DecodeStep, builder: BatchBuilder, sampler: StepSampler
+    ) -> None:
+        self._decode_step = decode_step
+        self._builder = builder
+        self._sampler = sampler
+        self._is_known = False
+        """The decoding slots and their parameters are those of the last step that ran here."""
+
+    def run(self, step: StepInput, last_tokens: np.ndarray) -> np.ndarray | None:
+        """int32[D]: tokens that the step draws, which the next step overwrites; None if it is not
+        for the fused kernel. What it changes has been applied already.
+
+        `last_tokens` has one int64 per slot. It stays the same array while no slot is added.
+        """
+        if (
+            step.decode_slots is not None
+            or step.hydragen_groups is not None
+            or step.added_slots
+            or len(step.freed_slots)
+        ):
+            self._is_known = False
+        if len(step.prefill_slots):
+            return None
+        if not self._is_known:
+            if not self._can_draw():
+                return None
+            self._look(last_tokens)
+        return self._decode_step.run()
+
+    def _can_draw(self) -> bool:
+        """Whether some slots decode, and none asks for more than a token."""
+        builder, slots = self._builder, self._builder.decode_slots
+        return (
+            len(slots) > 0
+            and int(builder.table.num_top_logprobs[slots].max()) < 0
+            and not builder.table.any_bans(slots)
+            and not self._sampler.adjusts(slots)
+        )
+
+    def _look(self, last_tokens: np.ndarray) -> None:
+        builder, table = self._builder, self._builder.table
+        groups = [(g.first_row, g.num_rows, g.num_blocks) for g in builder.hydragen_groups]
+        self._decode_step.bind(
+            SlotColumns(
+                block_tables=table.block_tables,
+                kv_lens=table.kv_lens,
+                last_tokens=last_tokens,
+                temperature=table.temperature,
+                top_p=table.top_p,
+                min_p=table.min_p,
+                top_k=table.top_k,
+                seeds=table.seeds,
+            )
+        )
+        self._decode_step.set_rows(builder.decode_slots, np.array(groups, np.int32).reshape(-1, 3))
+        self._is_known = True
+
+
+class DecodedStep:
+    """`StepHandle` of a step that has run."""
+
+    __slots__ = ("_step_id", "_token_ids")
+
+    def __init__(self, step_id: int, token_ids: np.ndarray) -> None:
+        """`token_ids` must stay what they are until the result has been encoded."""
+        self._step_id = step_id
+        self._token_ids = token_ids
+
+    def result(self) -> StepOutput:
+        return StepOutput(step_id=self._step_id, token_ids=self._token_ids)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tests.unit.model.attention import flashinfer_double
+from tests.unit.model.attention.backend_contract import random_cases
 from tests.unit.model.attention.paged_case import PagedCase, make_case
 from tokasaurus.errors import ConfigError
 from tokasaurus.ipc.messages.to_worker import HydragenGroup
@@ -42,36 +42,16 @@ def make_backend(case: PagedCase, **options: Any) -> FlashInferBackend:
     )
 
 
-@st.composite
-def cases(draw: st.DrawFn) -> dict[str, Any]:
-    page_size = draw(st.sampled_from([1, 4, 16]))
-    prefill = []
-    for _ in range(draw(st.integers(0, 2))):
-        kv_len = draw(st.integers(1, 40))
-        prefill.append((kv_len, draw(st.integers(1, kv_len))))
-    decode = draw(st.lists(st.integers(1, 40), max_size=3))
-    shared = None
-    if draw(st.booleans()):
-        num_blocks = draw(st.integers(1, 4))
-        tails = draw(st.lists(st.integers(1, 20), min_size=2, max_size=4))
-        shared = (len(decode), len(tails), num_blocks)
-        decode = [*decode, *(num_blocks * page_size + tail for tail in tails)]
-        decode = decode + draw(st.lists(st.integers(1, 9), max_size=2))
-    return {
-        "seed": draw(st.integers(0, 2**31)),
-        "prefill": prefill,
-        "decode": decode,
-        "page_size": page_size,
-        "num_kv_heads": draw(st.integers(1, 2)),
-        "group_size": draw(st.sampled_from([1, 4])),
-        "head_dim": 64,
-        "shared": shared,
-        "sliding_window": draw(st.none() | st.integers(1, 50)),
-        "logit_softcap": draw(st.none() | st.just(5.0)),
-    }
-
-
-@given(cases())
+@given(
+    random_cases(
+        page_sizes=[1, 4, 16],
+        group_sizes=[1, 4],
+        head_dims=[64],
+        max_prefill_len=40,
+        max_decode_len=40,
+        sinks=False,
+    )
+)
 @settings(max_examples=40, deadline=None)
 def test_any_batch(arguments: dict[str, Any]) -> None:
     if not arguments["prefill"] and not arguments["decode"]:

@@ -15,7 +15,7 @@ import zmq
 from tokasaurus.ipc.codec import Decoder, Encoder
 
 _COPIED_BYTES = 65_536
-"""Arrays below this are copied, which costs less than sharing their memory with zmq's thread."""
+"""Messages below this are copied, which costs less than sharing their memory with zmq's thread."""
 
 M = TypeVar("M")
 
@@ -51,17 +51,11 @@ class ZmqOutbox:
         self._encoder = Encoder()
 
     def send(self, message: msgspec.Struct) -> None:
-        self.send_frames(self._encoder.encode(message))
+        self.send_frame(self._encoder.encode(message))
 
-    def send_frames(self, frames: list[bytes]) -> None:
+    def send_frame(self, frame: bytes) -> None:
         """A message that has been encoded."""
-        header, *arrays = frames
-        if not arrays:
-            self._socket.send(header)
-            return
-        [blob] = arrays
-        self._socket.send(header, zmq.SNDMORE)
-        self._socket.send(blob, 0, copy=len(blob) < _COPIED_BYTES)
+        self._socket.send(frame, 0, copy=len(frame) < _COPIED_BYTES)
 
     def close(self) -> None:
         self._socket.close()
@@ -75,9 +69,9 @@ class ZmqBroadcast:
         self._encoder = Encoder()
 
     def send(self, message: msgspec.Struct) -> None:
-        frames = self._encoder.encode(message)
+        frame = self._encoder.encode(message)
         for outbox in self._outboxes:
-            outbox.send_frames(frames)
+            outbox.send_frame(frame)
 
     def close(self) -> None:
         for outbox in self._outboxes:
@@ -92,22 +86,27 @@ class ZmqInbox(Generic[M]):
         self._socket.set_hwm(0)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.bind(address)
+        self._timeout_ms = -1
         self._decoder: Decoder[M] = Decoder(message_type)
 
     def receive(self, timeout_seconds: float | None) -> M | None:
-        timeout_ms = None if timeout_seconds is None else max(0, int(timeout_seconds * 1000))
-        if not self._socket.poll(timeout_ms):
+        timeout_ms = -1 if timeout_seconds is None else max(0, int(timeout_seconds * 1000))
+        if timeout_ms != self._timeout_ms:  # one call per message instead of polling first
+            self._socket.setsockopt(zmq.RCVTIMEO, timeout_ms)
+            self._timeout_ms = timeout_ms
+        try:
+            return self._decoder.decode(self._socket.recv())
+        except zmq.Again:
             return None
-        return self._decoder.decode(self._socket.recv_multipart())
 
     def drain(self) -> list[M]:
         messages: list[M] = []
         while True:
             try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+                frame = self._socket.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return messages
-            messages.append(self._decoder.decode(frames))
+            messages.append(self._decoder.decode(frame))
 
     def close(self) -> None:
         self._socket.close()
@@ -150,14 +149,10 @@ class AsyncZmqInbox(Generic[M]):
 
     def _receive_now(self) -> M | None:
         try:
-            frame = self._socket.recv(zmq.NOBLOCK, copy=False)
+            frame = self._socket.recv(zmq.NOBLOCK)
         except zmq.Again:
             return None
-        frames = [frame.bytes]
-        while frame.more:  # much faster to ask than the socket's option
-            frame = self._socket.recv(zmq.NOBLOCK, copy=False)
-            frames.append(frame.bytes)
-        return self._decoder.decode(frames)
+        return self._decoder.decode(frame)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -179,9 +174,9 @@ class MemoryChannel(Generic[M]):
         if self._raw:
             self._messages.append(message)  # type: ignore[arg-type]
             return
-        frames = self._encoder.encode(message)
-        self.num_bytes += sum(map(len, frames))
-        self._messages.append(self._decoder.decode(frames))
+        frame = self._encoder.encode(message)
+        self.num_bytes += len(frame)
+        self._messages.append(self._decoder.decode(frame))
 
     def receive(self, timeout_seconds: float | None) -> M | None:  # noqa: ARG002
         return self._messages.popleft() if self._messages else None

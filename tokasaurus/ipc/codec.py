@@ -1,12 +1,12 @@
-"""The wire form of messages: one msgpack frame, and one frame with the bytes of all its arrays.
+"""The wire form of messages: one frame of msgpack and the bytes of all arrays.
 
-An array stands in the msgpack frame as [dtype, byte offset, shape...]; its bytes start at that
-offset of the second frame, aligned to 8; an array that stands in a message more than once is sent
-once. Decoded arrays are read-only views of the received bytes.
+A frame is the length of the msgpack part (8 bytes, little-endian), that part, and the arrays, each
+at a multiple of 8. In the msgpack part an array stands as [dtype, offset, shape...], where offsets
+count from the first array; an array that stands in a message more than once is sent once. Decoded
+arrays are read-only views of the received bytes.
 """
 
 import math
-from collections.abc import Sequence
 from types import UnionType
 from typing import Any, Generic, TypeVar
 
@@ -16,7 +16,9 @@ import numpy as np
 from tokasaurus.errors import ProtocolError
 
 _ALIGNMENT = 8
+_LENGTH_BYTES = 8
 _DTYPES = {np.dtype(name).str: np.dtype(name) for name in ("i4", "i8", "u8", "f4", "?")}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 M = TypeVar("M")
 
@@ -26,18 +28,18 @@ class Encoder:
 
     def __init__(self) -> None:
         self._msgpack = msgspec.msgpack.Encoder(enc_hook=self._encode_array)
-        self._chunks: list[bytes | memoryview] = []
+        self._chunks: list[bytes] = []
         self._size = 0
         self._places: dict[int, list[Any]] = {}
         """What stands for each array of the message, by the array's identity."""
 
-    def encode(self, message: msgspec.Struct) -> list[bytes]:
-        """Return [header] or [header, array bytes]."""
+    def encode(self, message: msgspec.Struct) -> bytes:
         self._chunks, self._size, self._places = [], 0, {}
         header = self._msgpack.encode(message)
+        length = len(header).to_bytes(_LENGTH_BYTES, "little")
         if not self._chunks:
-            return [header]
-        return [header, b"".join(self._chunks)]
+            return length + header
+        return b"".join((length, header, bytes(-len(header) % _ALIGNMENT), *self._chunks))
 
     def _encode_array(self, value: Any) -> list[Any]:
         place = self._places.get(id(value))
@@ -46,16 +48,17 @@ class Encoder:
         return place
 
     def _placed(self, value: Any) -> list[Any]:
-        if not isinstance(value, np.ndarray) or value.dtype.str not in _DTYPES:
+        name = _NAMES.get(value.dtype) if isinstance(value, np.ndarray) else None
+        if name is None:
             kind = value.dtype if isinstance(value, np.ndarray) else type(value)
             raise TypeError(f"{kind} has no wire form")
         offset = self._size
-        if value.nbytes:
-            data = np.ascontiguousarray(value).tobytes()
+        data = value.tobytes()
+        if data:
             padding = -len(data) % _ALIGNMENT
             self._chunks += [data, bytes(padding)] if padding else [data]
             self._size += len(data) + padding
-        return [value.dtype.str, offset, *value.shape]
+        return [name, offset, *value.shape]
 
 
 class Decoder(Generic[M]):
@@ -63,15 +66,17 @@ class Decoder(Generic[M]):
 
     def __init__(self, message_type: type[M] | UnionType) -> None:
         self._msgpack = msgspec.msgpack.Decoder(message_type, dec_hook=self._decode_array)
-        self._blob: bytes = b""
+        self._frame = b""
+        self._first_array = 0
 
-    def decode(self, frames: Sequence[bytes]) -> M:
+    def decode(self, frame: bytes) -> M:
         """Raises ProtocolError for anything that is not a message of the union."""
-        if not 1 <= len(frames) <= 2:
-            raise ProtocolError(f"a message has 1 or 2 frames, not {len(frames)}")
-        self._blob = frames[1] if len(frames) == 2 else b""
+        end = _LENGTH_BYTES + int.from_bytes(frame[:_LENGTH_BYTES], "little")
+        if end > len(frame):
+            raise ProtocolError(f"a message of {len(frame)} bytes is cut short")
+        self._frame, self._first_array = frame, end + -end % _ALIGNMENT
         try:
-            return self._msgpack.decode(frames[0])
+            return self._msgpack.decode(memoryview(frame)[_LENGTH_BYTES:end])
         except (msgspec.MsgspecError, ValueError, TypeError) as error:
             raise ProtocolError(f"undecodable message: {error}") from error
 
@@ -85,5 +90,5 @@ class Decoder(Generic[M]):
         count = math.prod(shape)
         if count == 0:
             return np.empty(shape, dtype)
-        array = np.frombuffer(self._blob, dtype, count, offset)
+        array = np.frombuffer(self._frame, dtype, count, self._first_array + offset)
         return array if len(shape) == 1 else array.reshape(shape)

@@ -101,9 +101,8 @@ class Manager:
         )
 
     def _receive(self, timeout_seconds: float) -> list[ToManager]:
-        messages = self._inbox.drain()
-        if messages or timeout_seconds <= 0:
-            return messages
+        if timeout_seconds <= 0:
+            return self._inbox.drain()
         first = self._inbox.receive(timeout_seconds)
         return [] if first is None else [first, *self._inbox.drain()]
 

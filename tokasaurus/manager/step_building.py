@@ -4,12 +4,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tokasaurus.ipc.messages.to_worker import AddedSlot, HydragenGroup, StepInput
+from tokasaurus.ipc.messages.to_worker import (
+    NO_BOOLS,
+    NO_INTS,
+    AddedSlot,
+    HydragenGroup,
+    StepInput,
+)
 from tokasaurus.manager.running_set import RunningSet
 from tokasaurus.manager.scheduler import PrefillChunk, ScheduledStep
-
-_NO_INTS = np.empty(0, np.int32)
-_NO_BOOLS = np.empty(0, bool)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,13 +62,13 @@ class StepBuilder:
         chunks = step.chunks
         step_input = StepInput(
             step_id=self._num_steps,
-            freed_slots=np.array(freed, np.int32) if freed else _NO_INTS,
+            freed_slots=np.array(freed, np.int32) if freed else NO_INTS,
             added_slots=added,
             appended_slots=appended_slots,
             appended_blocks=appended_blocks,
-            prefill_slots=np.array([c.slot for c in chunks], np.int32) if chunks else _NO_INTS,
-            prefill_lens=np.array([c.num_tokens for c in chunks], np.int32) if chunks else _NO_INTS,
-            prefill_samples=np.array([c.samples for c in chunks], bool) if chunks else _NO_BOOLS,
+            prefill_slots=np.array([c.slot for c in chunks], np.int32) if chunks else NO_INTS,
+            prefill_lens=np.array([c.num_tokens for c in chunks], np.int32) if chunks else NO_INTS,
+            prefill_samples=np.array([c.samples for c in chunks], bool) if chunks else NO_BOOLS,
             prefill_ids=_prefill_ids(chunks),
             decode_slots=decode_slots.astype(np.int32) if is_new_order else None,
             hydragen_groups=groups if are_new_groups else None,
@@ -89,6 +92,8 @@ class StepBuilder:
     def _appended(self, step: ScheduledStep) -> tuple[np.ndarray, np.ndarray]:
         """Tables of the new slots, then the decodes' new blocks."""
         new = [chunk.slot for chunk in step.chunks if chunk.is_first]
+        if not new and not len(step.appended_slots):
+            return NO_INTS, NO_INTS
         appended_slots = step.appended_slots.astype(np.int32)
         if not new:
             return appended_slots, step.appended_blocks
@@ -125,7 +130,7 @@ class StepBuilder:
 
 def _prefill_ids(chunks: list[PrefillChunk]) -> np.ndarray:
     if not chunks:
-        return _NO_INTS
+        return NO_INTS
     return np.concatenate(
         [c.sequence.token_ids[c.start : c.start + c.num_tokens] for c in chunks], dtype=np.int32
     )

@@ -59,15 +59,17 @@ class WorkerLoop:
                 self._finish_in_flight()
 
     def _receive(self) -> None:
-        """Take what is there; wait only when there is nothing else to do."""
-        if not self._steps and self._in_flight is None:
-            began = time.perf_counter()
-            message = self._inbox.receive(None)
-            self._wait_seconds += time.perf_counter() - began
-            if message is not None:
+        """Take what is there while a step runs; else wait for one, and for no more than that: where
+        the manager is ahead the next one is there already, and looking for more costs time."""
+        if self._in_flight is not None:
+            for message in self._inbox.drain():
                 self._accept(message)
-        for message in self._inbox.drain():
-            self._accept(message)
+        elif not self._steps:
+            began = time.perf_counter()
+            received = self._inbox.receive(None)
+            self._wait_seconds += time.perf_counter() - began
+            if received is not None:
+                self._accept(received)
 
     def _accept(self, message: ToWorker) -> None:
         if isinstance(message, Shutdown):

@@ -4,6 +4,7 @@ Errors are raised to the caller, which reports them to the supervisor; so is the
 handled there.
 """
 
+import gc
 import logging
 import os
 import time
@@ -112,6 +113,8 @@ def _serve(
     parallel = replica.parallel
     answers = parallel.is_last_stage and parallel.tp_rank == 0
     overlap = device.type != "cpu"
+    gc.collect()
+    gc.freeze()  # torch alone makes half a million objects, which collections need not look at
     WorkerLoop(runner, inbox, manager if answers else None, overlap=overlap).run()
 
 

@@ -42,14 +42,15 @@ def test_request_round_trip() -> None:
 
 
 def test_samples_of_a_prompt_send_it_once() -> None:
-    prompt, other = np.arange(100, dtype=np.int32), np.arange(3, dtype=np.int32)
+    prompt, other = np.arange(5000, dtype=np.int32), np.arange(3, dtype=np.int32)
     requests = [
         GenerateRequest(request_id=i, prompt_ids=ids, sampling=TokenSampling(), max_tokens=1)
         for i, ids in enumerate([prompt, other, prompt, prompt])
     ]
-    frames = Encoder().encode(GenerateRequests(requests))
-    assert len(frames[1]) == 400 + 16
-    received = Decoder(ToManager).decode(frames)
+    alone = len(Encoder().encode(GenerateRequests(requests[:2])))
+    frame = Encoder().encode(GenerateRequests(requests))
+    assert len(frame) - alone < prompt.nbytes
+    received = Decoder(ToManager).decode(frame)
     assert isinstance(received, GenerateRequests)
     for sent, got in zip(requests, received.requests, strict=True):
         np.testing.assert_array_equal(got.prompt_ids, sent.prompt_ids)
@@ -90,23 +91,35 @@ def test_empty_matrix_keeps_its_shape() -> None:
 
 
 @pytest.mark.parametrize(
-    "frames",
+    "frame",
     [
-        [],
-        [b"junk"],
-        [b"\x81\xa4type\xa7unknown"],
-        [b"a", b"b", b"c"],
+        b"",
+        b"junk",
+        bytes(8),
+        (4).to_bytes(8, "little") + b"junk",
+        (2**60).to_bytes(8, "little") + b"junk",
+        (14).to_bytes(8, "little") + b"\x81\xa4type\xa7unknown",
     ],
 )
-def test_junk_is_a_protocol_error(frames: list[bytes]) -> None:
+def test_junk_is_a_protocol_error(frame: bytes) -> None:
     with pytest.raises(ProtocolError):
-        Decoder(ToManager).decode(frames)
+        Decoder(ToManager).decode(frame)
 
 
 def test_array_beyond_its_frame_is_refused() -> None:
-    header, blob = Encoder().encode(StepOutput(step_id=0, token_ids=np.arange(8, dtype=np.int32)))
+    frame = Encoder().encode(StepOutput(step_id=0, token_ids=np.arange(8, dtype=np.int32)))
+    Decoder(ToManager).decode(frame)
     with pytest.raises(ProtocolError):
-        Decoder(ToManager).decode([header, blob[:8]])
+        Decoder(ToManager).decode(frame[:-8])
+
+
+def test_what_did_not_change_takes_no_bytes() -> None:
+    frame = Encoder().encode(StepInput(step_id=300))
+    assert len(frame) < 40
+    decoded = Decoder(ToWorker).decode(frame)
+    assert isinstance(decoded, StepInput)
+    assert decoded.prefill_samples.dtype == bool
+    assert len(decoded.appended_blocks) == 0
 
 
 def test_unsupported_dtype_does_not_encode() -> None:

@@ -156,7 +156,7 @@ class PromptLogprobs(msgspec.Struct, frozen=True, kw_only=True):
     """float32[C, K]"""
 
 
-class StepOutput(msgspec.Struct, frozen=True, kw_only=True, tag="step_output"):
+class StepOutput(msgspec.Struct, frozen=True, kw_only=True, tag="step_output", omit_defaults=True):
     """Result of one `StepInput`: rows are its sampling prefill chunks, then its decode slots."""
 
     step_id: int

@@ -59,7 +59,7 @@ class RequestFinished(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds from its arrival until it ran again, each time; one less if it ended before."""
 
 
-class EngineOutputs(msgspec.Struct, frozen=True, kw_only=True, tag="outputs"):
+class EngineOutputs(msgspec.Struct, frozen=True, kw_only=True, tag="outputs", omit_defaults=True):
     """Everything new for one server from one manager loop."""
 
     dp_rank: int

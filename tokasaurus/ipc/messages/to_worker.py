@@ -12,6 +12,10 @@ import numpy as np
 
 from tokasaurus.ipc.messages.to_manager import Pooling, Shutdown, TokenSampling
 
+NO_INTS = np.empty(0, np.int32)
+NO_BOOLS = np.empty(0, bool)
+"""Fields of steps that are these very objects take no part of the message."""
+
 
 class AddedSlot(msgspec.Struct, frozen=True, array_like=True):
     """A sequence takes a seat; its block table starts empty and is filled by `appended_*`."""
@@ -37,27 +41,27 @@ class HydragenGroup(msgspec.Struct, frozen=True, array_like=True):
     num_blocks: int
 
 
-class StepInput(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
+class StepInput(msgspec.Struct, frozen=True, kw_only=True, tag="step", omit_defaults=True):
     """One forward pass. Applied in this order: freed slots, added slots, appended blocks, prefill
     chunks and decodes (whose KV is all written before any attention of the same layer runs)."""
 
     step_id: int
-    freed_slots: np.ndarray
+    freed_slots: np.ndarray = NO_INTS
     """int32[F]"""
     added_slots: list[AddedSlot] = []
-    appended_slots: np.ndarray
+    appended_slots: np.ndarray = NO_INTS
     """int32[E]: the slot that entry e goes to; entries of one slot are in table order."""
-    appended_blocks: np.ndarray
+    appended_blocks: np.ndarray = NO_INTS
     """int32[E]: block ids"""
-    prefill_slots: np.ndarray
+    prefill_slots: np.ndarray = NO_INTS
     """int32[P]: a slot appears at most once."""
-    prefill_lens: np.ndarray
+    prefill_lens: np.ndarray = NO_INTS
     """int32[P]: tokens of the chunk; it starts where the slot's KV ends."""
-    prefill_samples: np.ndarray
+    prefill_samples: np.ndarray = NO_BOOLS
     """bool[P]: the chunk ends the slot's known tokens, so a token is drawn after it."""
-    prefill_ids: np.ndarray
+    prefill_ids: np.ndarray = NO_INTS
     """int32[T]: the chunks' tokens, concatenated."""
-    decode_slots: np.ndarray | None
+    decode_slots: np.ndarray | None = None
     """int32[D]: slots that run their last drawn token, in order; None: as in the step before."""
     hydragen_groups: list[HydragenGroup] | None = None
     """None: as in the step before; their rows are contiguous and disjoint."""

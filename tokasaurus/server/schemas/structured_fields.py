@@ -7,6 +7,8 @@ from tokasaurus.errors import InvalidRequestError
 from tokasaurus.server.sampling_params import shown
 from tokasaurus.server.structured_output import StructuredOutput
 
+_JSON_SCHEMAS = [{"type": "object"}, {"type": "string"}, {"const": True}]
+"""A schema, its JSON, or the schema that anything satisfies."""
 CHOICE_SCHEMA = {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1}
 _WITHOUT_SCHEMA = {
     "type": "object",
@@ -69,7 +71,7 @@ STRUCTURED_OUTPUTS_SCHEMA = {
         {
             "type": "object",
             "properties": {
-                "json": {"anyOf": [{"type": "object"}, {"type": "string"}]},
+                "json": {"anyOf": _JSON_SCHEMAS},
                 "json_object": {"const": True},
                 "regex": {"type": "string", "minLength": 1},
                 "choice": CHOICE_SCHEMA,
@@ -82,7 +84,7 @@ STRUCTURED_OUTPUTS_SCHEMA = {
         {"type": "null"},
     ]
 }
-SCHEMA_FIELD_SCHEMA = {"anyOf": [{"type": "object"}, {"type": "string"}, {"type": "null"}]}
+SCHEMA_FIELD_SCHEMA = {"anyOf": [*_JSON_SCHEMAS, {"type": "null"}]}
 
 _KIND_OF = {
     "json": "json_schema",

@@ -7,6 +7,7 @@ import numpy as np
 
 from tokasaurus.ipc.messages.to_server import RequestFinished
 from tokasaurus.manager.engine import Engine
+from tokasaurus.manager.ragged import ragged_places
 
 _BITS_SHIFT = 17
 """Keeps 6 bits of a float32's mantissa: 64 bins per doubling, within 1.6%."""
@@ -192,9 +193,12 @@ class ReplicaLog:
             return
         slots, decode_slots = engine.running.slots, engine.running.decode_slots
         lengths = slots.num_blocks[decode_slots]
-        tables = slots.block_table[decode_slots, : int(lengths.max(initial=0))]
-        held = tables[np.arange(tables.shape[1]) < lengths[:, None]]
-        self.block_reads += (held.size, num_saved_blocks, held.size - np.unique(held).size)
+        places = ragged_places(decode_slots * slots.block_table.shape[1], lengths)
+        held = slots.block_table.reshape(-1)[places]
+        is_held = np.zeros(engine.running.blocks.num_blocks, bool)
+        is_held[held] = True
+        num_different = int(np.count_nonzero(is_held))
+        self.block_reads += (held.size, num_saved_blocks, held.size - num_different)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """All but the predictions."""

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from tokasaurus.manager.ragged import ragged_places
+
 _ROWS = 2**32
 """More than a forecast has."""
 _NONE = np.empty(0, np.int64)
@@ -85,10 +87,3 @@ class BlockOwners:
             low = np.where(is_shared, middle + 1, low)
             high = np.where(is_shared, high, middle)
         return low
-
-
-def ragged_places(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """int64: for each start, that place and those behind it, as many as its count."""
-    places = np.repeat(starts - (counts.cumsum() - counts), counts)
-    places += np.arange(places.size)
-    return places

@@ -8,13 +8,14 @@ from itertools import groupby
 
 import numpy as np
 
-from tokasaurus.manager.block_owners import BlockOwners, ragged_places
+from tokasaurus.manager.block_owners import BlockOwners
 from tokasaurus.manager.block_usage import (
     Loads,
     extended_usage,
     prefill_finish_times,
     usage_at_ends,
 )
+from tokasaurus.manager.ragged import ragged_places
 from tokasaurus.manager.running_set import PrefixMatch, RunningSet
 from tokasaurus.manager.sequence import Sequence
 

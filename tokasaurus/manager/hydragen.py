@@ -92,12 +92,15 @@ class GroupFinder:
         longer = members[num_tree_blocks > depth]
         if longer.size < self._min_rows:
             return saved, groups
-        _, inverse, counts = np.unique(
-            slots.block_table[longer, depth], return_inverse=True, return_counts=True
-        )
+        next_blocks = slots.block_table[longer, depth]
+        order = np.argsort(next_blocks, kind="stable")
+        sorted_blocks = next_blocks[order]
+        starts = np.flatnonzero(np.append(True, sorted_blocks[1:] != sorted_blocks[:-1]))
+        ends = np.append(starts[1:], longer.size)
+        is_large = ends - starts >= self._min_rows
         saved_below, groups_below = 0, []
-        for branch in np.flatnonzero(counts >= self._min_rows).tolist():
-            below = self._split(longer[inverse == branch], depth)
+        for start, end in zip(starts[is_large].tolist(), ends[is_large].tolist(), strict=True):
+            below = self._split(longer[order[start:end]], depth)
             saved_below += below[0]
             groups_below += below[1]
         if saved_below > saved:

@@ -100,7 +100,7 @@ class Onboarder:
         return num_left < max(1, self._running.num_running // _RUNNING_PER_QUESTION)
 
     def _onboard_all(self, matches: list[PrefixMatch]) -> None:
-        for match in matches:
-            self._queue.remove(match.sequence)
+        sequences = [match.sequence for match in matches]
+        self._queue.remove(*sequences)
         self._running.onboard(matches)
-        self._policy.settle([match.sequence for match in matches])
+        self._policy.settle(sequences)

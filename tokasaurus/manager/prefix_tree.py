@@ -16,7 +16,7 @@ import numpy as np
 NO_BLOCKS = np.empty(0, np.int32)
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
+@dataclass(slots=True, eq=False)
 class Run:
     """Nodes one below the other. A root, which stands for a salt, has none."""
 
@@ -47,6 +47,8 @@ class PrefixTree:
         """First block of the run that the block is in; -1: it is not in the tree."""
         self._last_used = np.zeros(num_blocks, np.int64)
         self._clock = 0
+        self._unsettled: list[Run] = []
+        """Those whose blocks have no head yet."""
         self._evictable: list[tuple[int, int]] = []
         """Heap of (last use, block) over unreferenced leaves; entries may be out of date."""
 
@@ -94,6 +96,48 @@ class PrefixTree:
             return run, last
         return run, int((run.blocks == block).argmax())
 
+    def extend(
+        self,
+        salt: str,
+        path: np.ndarray,
+        end: tuple[Run, int] | None,
+        token_bytes: bytes,
+        blocks: np.ndarray,
+    ) -> bool:
+        """Insert blocks behind a path from the root of `salt`; False, if the tree goes on there
+        with the same content as the first of them, and nothing is done.
+
+        `path` and `blocks` hold the first of these tokens. `end` is where the path's last node was
+        once: its `place`, or None if the path is empty. Nothing else may be asked about what was
+        inserted before it is settled.
+        """
+        depth = path.size
+        content = self._block_bytes(token_bytes, depth)
+        if end is None:
+            run = self._root(salt)
+        else:
+            run, index = end
+            if index >= run.blocks.size:
+                run, index = self.place(path.item(-1))
+            if index + 1 < run.blocks.size:
+                if self._block_bytes(run.content, index + 1) == content:
+                    return False
+                self._split(run, index + 1)
+        if content in run.children:
+            return False
+        stop = (depth + blocks.size) * self._stride
+        new = self._insert(run, blocks.copy(), token_bytes[depth * self._stride : stop], content)
+        self._unsettled.append(new)
+        return True
+
+    def settle(self) -> None:
+        """Write down where the blocks are that paths were extended by, all at once."""
+        if self._unsettled:
+            runs, self._unsettled = self._unsettled, []
+            heads = [run.blocks.item(0) for run in runs]
+            blocks = np.concatenate([run.blocks for run in runs])
+            self._heads[blocks] = np.repeat(heads, [run.blocks.size for run in runs])
+
     def graft(
         self, parent: int | str, token_bytes: bytes, blocks: np.ndarray, may_follow: np.ndarray
     ) -> np.ndarray:
@@ -130,7 +174,8 @@ class PrefixTree:
                 self._split(run, index)
             inserted = blocks[depth:].copy()
             content = token_bytes[depth * self._stride : blocks.size * self._stride]
-            self._insert(run, inserted, content)
+            new = self._insert(run, inserted, content, content[: self._stride])
+            self._heads[inserted] = new.blocks.item(0)
             path.append(inserted)
         return _joined(path)
 
@@ -221,21 +266,25 @@ class PrefixTree:
     def _after(self, parent: int | str) -> tuple[Run, int]:
         """The run in which blocks below `parent` go on, and the index there."""
         if isinstance(parent, str):
-            root = self._roots.get(parent)
-            if root is None:
-                root = self._roots[parent] = Run(salt=parent)
-            return root, 0
+            return self._root(parent), 0
         run, index = self.place(parent)
         return run, index + 1
 
-    def _insert(self, parent: Run, blocks: np.ndarray, content: bytes) -> None:
-        """Insert blocks, none of which is in the tree, below the last node of `parent`."""
+    def _root(self, salt: str) -> Run:
+        root = self._roots.get(salt)
+        if root is None:
+            root = self._roots[salt] = Run(salt=salt)
+        return root
+
+    def _insert(self, parent: Run, blocks: np.ndarray, content: bytes, first: bytes) -> Run:
+        """Insert blocks, none of which is in the tree, below the last node of `parent`; `first` is
+        the content of the first of them. It is left to the caller to set their head."""
         head = blocks.item(0)
         assert head not in self._runs, f"block {head} is in the tree already"
-        self._heads[blocks] = head
-        run = Run(parent=parent, blocks=blocks, content=content)
+        run = Run("", parent, blocks, content)
         self._runs[head] = run
-        parent.children[content[: self._stride]] = run
+        parent.children[first] = run
+        return run
 
     def _split(self, run: Run, index: int) -> None:
         """Let `run` end before `index`, and the rest be a run below it."""
@@ -285,6 +334,7 @@ class PrefixTree:
         )
 
     def check_invariants(self) -> None:
+        assert not self._unsettled
         nodes: list[int] = []
         evictable = {entry[1] for entry in self._evictable if self._is_current(entry)}
         for run, segment in zip(self._runs.values(), self.segments(), strict=True):

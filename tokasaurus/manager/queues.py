@@ -71,12 +71,11 @@ class RequestQueue:
     def head(self) -> Sequence | None:
         return next(iter(self), None)
 
-    def remove(self, sequence: Sequence) -> None:
-        priority = sequence.request.priority
-        lane = self._lanes[priority]
-        lane.remove(sequence)
-        self._num_sequences -= 1
-        if not len(lane):
+    def remove(self, *sequences: Sequence) -> None:
+        for sequence in sequences:
+            self._lanes[sequence.request.priority].remove(sequence)
+        self._num_sequences -= len(sequences)
+        for priority in [p for p in self._priorities if not len(self._lanes[p])]:
             del self._lanes[priority]
             self._priorities.remove(priority)
 

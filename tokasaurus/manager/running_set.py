@@ -16,7 +16,6 @@ from tokasaurus.manager.sequence import Sequence, SequenceState
 from tokasaurus.manager.slot_table import SlotTable
 
 _NO_SLOTS = np.empty(0, np.intp)
-_KEY_TYPE = np.dtype("<i4")
 
 
 class PrefixMatch(NamedTuple):
@@ -26,6 +25,8 @@ class PrefixMatch(NamedTuple):
     path: np.ndarray
     """int32: tree nodes for the first of its tokens. Never changed; twins may hold the same."""
     token_bytes: bytes
+    num_blocks: int
+    """Of its table when it has its seat."""
     num_new_blocks: int
     """Blocks it takes off the available ones now, cached nodes that it would reference included."""
     num_final_blocks: int
@@ -78,34 +79,43 @@ class RunningSet:
 
     def match(self, sequence: Sequence) -> PrefixMatch:
         """Look up the cached prefix; at least one token is left to compute."""
-        path, token_bytes, end = NO_BLOCKS, b"", None
-        if sequence.is_cacheable:
-            token_bytes = np.ascontiguousarray(sequence.token_ids, _KEY_TYPE).tobytes()
-            twin = self._last_match
-            if (
-                twin is not None
-                and twin.token_bytes == token_bytes
-                and twin.sequence.request.cache_salt == sequence.request.cache_salt
-                and self._is_current(twin)
-            ):
-                path, token_bytes, end = twin.path, twin.token_bytes, twin.end
-            else:
-                tree = self.blocks.tree
-                max_matched = (sequence.token_ids.size - 1) // self.page_size
-                path = tree.match(sequence.request.cache_salt, token_bytes, max_matched)
-                end = tree.place(path.item(-1)) if path.size else None
-        num_shared = path.size - self.blocks.num_cached_along(path)
-        match = PrefixMatch(
-            sequence=sequence,
-            path=path,
-            token_bytes=token_bytes,
-            num_new_blocks=sequence.num_initial_blocks(self.page_size) - num_shared,
-            num_final_blocks=sequence.max_num_blocks(self.page_size) - num_shared,
-            end=end,
-        )
-        if sequence.is_cacheable:
-            self._last_match = match
+        if not sequence.is_cacheable:
+            return self._found(sequence, NO_BLOCKS, b"", None)
+        token_bytes = sequence.token_ids.tobytes()
+        twin = self._last_match
+        if (
+            twin is not None
+            and twin.token_bytes == token_bytes
+            and twin.sequence.request.cache_salt == sequence.request.cache_salt
+            and self._is_current(twin)
+        ):
+            match = self._found(sequence, twin.path, twin.token_bytes, twin.end)
+        else:
+            tree = self.blocks.tree
+            max_matched = (sequence.token_ids.size - 1) // self.page_size
+            path = tree.match(sequence.request.cache_salt, token_bytes, max_matched)
+            end = tree.place(path.item(-1)) if path.size else None
+            match = self._found(sequence, path, token_bytes, end)
+        self._last_match = match
         return match
+
+    def _found(
+        self, sequence: Sequence, path: np.ndarray, token_bytes: bytes, end: tuple[Run, int] | None
+    ) -> PrefixMatch:
+        num_blocks = sequence.num_initial_blocks(self.page_size)
+        num_final = sequence.max_num_blocks(self.page_size)
+        num_shared = 0
+        if path.size:
+            num_shared = path.size - self.blocks.num_cached_along(path)
+        return PrefixMatch(
+            sequence,
+            path,
+            token_bytes,
+            num_blocks,
+            num_blocks - num_shared,
+            num_final - num_shared,
+            end,
+        )
 
     def _is_current(self, match: PrefixMatch) -> bool:
         """Whether the path is in the tree, and can't be longer."""
@@ -123,33 +133,56 @@ class RunningSet:
         """
         self.refresh_decode_slots()  # before a seat is used again
         blocks = self.blocks
-        for _, twins in groupby(matches, key=_path_id):
+        held = [match for match in matches if match.path.size]
+        for _, twins in groupby(held, key=_path_id):
             same = list(twins)
             blocks.acquire(same[0].path, len(same))
-        nums_blocks = [match.sequence.num_initial_blocks(self.page_size) for match in matches]
-        fresh = blocks.allocate(sum(nums_blocks) - sum(match.path.size for match in matches))
-        num_used = 0
-        last = None
-        tables, nums_tree_blocks = [], []
-        for match, num_blocks in zip(matches, nums_blocks, strict=True):
-            # Those before it may have inserted blocks that it shares.
-            if match.token_bytes and not self._is_current(match):
-                num_acquired = match.path.size
-                match = self.match(match.sequence)
-                blocks.acquire(match.path[num_acquired:])
-            path = match.path
-            new_blocks = fresh[num_used : num_used + num_blocks - path.size]
-            num_used += new_blocks.size
-            num_tree_blocks = path.size
-            # A twin's own blocks are in the tree already.
-            if last is None or match.token_bytes is not last.token_bytes or not match.token_bytes:
-                num_tree_blocks += self._share_prompt(match, new_blocks)
-            last = match
-            tables.append(np.concatenate([path, new_blocks]) if path.size else new_blocks)
-            nums_tree_blocks.append(num_tree_blocks)
-            match.sequence.num_matched_blocks = path.size
-        blocks.give_back(fresh[num_used:])
+        num_blocks = sum(match.num_blocks for match in matches)
+        fresh = blocks.allocate(num_blocks - sum(match.path.size for match in held))
+        tables, nums_tree_blocks = self._fill_tables(matches, fresh)
+        blocks.tree.settle()
+        num_matched = sum(match.sequence.num_matched_blocks for match in matches)
+        blocks.give_back(fresh[num_blocks - num_matched :])
         self._seat([match.sequence for match in matches], tables, nums_tree_blocks)
+
+    def _fill_tables(
+        self, matches: list[PrefixMatch], fresh: np.ndarray
+    ) -> tuple[list[np.ndarray], list[int]]:
+        """Each one's block table, of its path and the first of the `fresh` blocks that are left,
+        and how many blocks at its head are in the tree."""
+        num_used = 0
+        twins: bytes | None = None
+        twins_path: np.ndarray | None = None
+        tables, nums_tree_blocks = [], []
+        for match in matches:
+            sequence, path, token_bytes, num_blocks = match[:4]
+            num_shared = 0
+            if token_bytes and token_bytes is twins:
+                if twins_path is None:
+                    twins_path = self._match_again(sequence).path
+                # What it could share is in the tree already.
+                path = self._acquire_rest(path, twins_path)
+            elif token_bytes:
+                twins, twins_path = token_bytes, None
+                shared = self._share_prompt(match, fresh, num_used)
+                if shared is None:
+                    match = self._match_again(sequence)
+                    path = self._acquire_rest(path, match.path)
+                    shared = self._share_prompt(match, fresh, num_used)
+                    assert shared is not None, f"{sequence.request_id} was matched in part"
+                num_shared = shared
+            num_matched = path.size
+            new_blocks = fresh[num_used : num_used + num_blocks - num_matched]
+            num_used += num_blocks - num_matched
+            tables.append(np.concatenate([path, new_blocks]) if num_matched else new_blocks)
+            nums_tree_blocks.append(num_matched + num_shared)
+            sequence.num_matched_blocks = num_matched
+        return tables, nums_tree_blocks
+
+    def _match_again(self, sequence: Sequence) -> PrefixMatch:
+        """Those onboarded right before it may have inserted more of its prefix."""
+        self.blocks.tree.settle()
+        return self.match(sequence)
 
     def _seat(
         self, sequences: list[Sequence], tables: list[np.ndarray], nums_tree_blocks: list[int]
@@ -165,15 +198,28 @@ class RunningSet:
             (self.slots.max_num_blocks[seats] - self.slots.num_blocks[seats]).sum()
         )
 
-    def _share_prompt(self, match: PrefixMatch, new_blocks: np.ndarray) -> int:
-        """Insert its new blocks that its known tokens fill into the tree; how many it now holds."""
-        num_full = match.sequence.token_ids.size // self.page_size
-        own_blocks = new_blocks[: num_full - match.path.size]
-        if not match.token_bytes or not own_blocks.size:
+    def _acquire_rest(self, path: np.ndarray, longer: np.ndarray) -> np.ndarray:
+        """Hold a path of which a part is held; returns it."""
+        if longer.size > path.size:
+            self.blocks.acquire(longer[path.size :])
+        return longer
+
+    def _share_prompt(self, match: PrefixMatch, fresh: np.ndarray, first: int) -> int | None:
+        """Insert those of its new blocks, in `fresh` from `first` on, that its known tokens fill
+        into the tree; how many.
+
+        None if the tree has a longer path for it now, as those before it have inserted some.
+        """
+        num_tokens, num_matched = match.sequence.token_ids.size, match.path.size
+        num_own = num_tokens // self.page_size - num_matched
+        if not num_own:
             return 0
-        own_bytes = match.token_bytes[_KEY_TYPE.itemsize * self.page_size * match.path.size :]
-        last_node = _last_node(match)
-        return self.blocks.share(last_node, own_bytes, own_blocks, are_computed=False).size
+        own_blocks = fresh[first : first + num_own]
+        salt = match.sequence.request.cache_salt
+        if self.blocks.tree.extend(salt, match.path, match.end, match.token_bytes, own_blocks):
+            return num_own
+        # The last token is always computed: if it ends a block, that block stays its own.
+        return 0 if num_matched == (num_tokens - 1) // self.page_size else None
 
     def num_computed(self, sequence: Sequence) -> int:
         """Tokens of a prefill that are computed, or were in the tree when it was onboarded."""
@@ -273,7 +319,7 @@ class RunningSet:
         token_ids = self.slots.known_tokens(slot, first * self.page_size)
         return self.blocks.share(
             int(table[first - 1]) if first else sequence.request.cache_salt,
-            token_ids[: (last - first) * self.page_size].astype(_KEY_TYPE, copy=False).tobytes(),
+            token_ids[: (last - first) * self.page_size].tobytes(),
             table[first:last],
             are_computed=True,
         )

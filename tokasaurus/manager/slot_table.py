@@ -9,6 +9,7 @@ Token ids of outputs are kept per KV block, so that they are found and freed wit
 
 import numpy as np
 
+from tokasaurus.manager.ragged import ragged_places
 from tokasaurus.manager.sequence import Sequence, max_num_blocks
 
 
@@ -78,9 +79,8 @@ class SlotTable:
         num_blocks = np.array([table.size for table in tables])
         self.num_blocks[slots] = num_blocks
         self.capacity[slots] = num_blocks * self.page_size
-        ends = np.cumsum(num_blocks)
-        columns = np.arange(ends[-1]) - np.repeat(ends - num_blocks, num_blocks)
-        self.block_table[np.repeat(slots, num_blocks), columns] = np.concatenate(tables)
+        places = ragged_places(slots * self.block_table.shape[1], num_blocks)
+        self.block_table.reshape(-1)[places] = np.concatenate(tables)
         return slots
 
     def unseat(self, slot: int) -> None:

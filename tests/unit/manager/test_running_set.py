@@ -1,6 +1,8 @@
 """Looking up a prompt again finds what is cached now, not what was then."""
 
 import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.unit.manager.harness import make_request
 from tokasaurus.manager.running_set import RunningSet
@@ -85,3 +87,33 @@ def test_twins_and_strangers_onboard_together_as_one_after_the_other() -> None:
         assert heads[0] == heads[1] == heads[2]
         tables[-1] += [(running.blocks.num_in_use, running.blocks.num_available)]
     assert tables[0] == tables[1]
+
+
+@given(
+    st.lists(
+        st.tuples(st.lists(st.integers(0, 1), min_size=1, max_size=12), st.sampled_from(["", "x"])),
+        min_size=1,
+        max_size=12,
+    ),
+    st.integers(1, 5),
+    st.data(),
+)
+@settings(max_examples=150, deadline=None)
+def test_any_batches_onboard_as_one_after_the_other(
+    prompts: list[tuple[list[int], str]], page_size: int, data: st.DataObject
+) -> None:
+    outcomes = []
+    for max_batch in (1, len(prompts)):
+        running = RunningSet(num_slots=12, max_num_tokens=40, num_blocks=160, page_size=page_size)
+        waiting = [_sequence(i, prompt, salt) for i, (prompt, salt) in enumerate(prompts)]
+        outcome = []
+        while waiting:
+            size = data.draw(st.integers(1, min(max_batch, len(waiting))))
+            batch, waiting = waiting[:size], waiting[size:]
+            running.onboard([running.match(sequence) for sequence in batch])
+            running.check_invariants()
+            for sequence in batch:
+                tree_blocks = int(running.slots.num_tree_blocks[sequence.slot])
+                outcome.append((sequence.num_matched_blocks, tree_blocks))
+        outcomes.append((outcome, running.blocks.num_in_use, running.num_reserved_blocks))
+    assert outcomes[0] == outcomes[1]

@@ -18,7 +18,6 @@ from tokasaurus.model.parallel import ParallelContext, RankGroup
 from tokasaurus.worker.replica import ALONE_REPLICA, Replica
 from tokasaurus.worker.roll_call import RollCall
 from tokasaurus.worker.stage_exchange import StageLinks
-from tokasaurus.worker.symmetric_memory import fused_products
 
 _LOOPBACK = "127.0.0.1"
 
@@ -74,6 +73,9 @@ def join_replica(
         ) from error
     division = None
     if config.async_tp_threshold is not None:
+        # Imported here as it loads parts of torch that hardly any worker needs.
+        from tokasaurus.worker.symmetric_memory import fused_products
+
         name = f"tp{place.pp_rank}"
         products = fused_products(tp, dist.PrefixStore(f"memory-{name}", store), name, device)
         division = TokenDivision(threshold=config.async_tp_threshold, group=tp, products=products)

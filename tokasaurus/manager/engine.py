@@ -58,6 +58,7 @@ class Engine:
         )
         self._builder = StepBuilder(self.running)
         self._in_flight: deque[StepInFlight] = deque()
+        self._max_in_flight = settings.max_steps_in_flight
         self._outputs = OutputHandler(
             settings.dp_rank, self.running, self._stop_tokens, self._finish
         )
@@ -117,10 +118,10 @@ class Engine:
 
     def schedule(self) -> StepInput | None:
         """Onboard what fits and plan one more step; None while there is nothing more to run."""
-        if len(self._in_flight) >= self.settings.max_steps_in_flight:
+        if len(self._in_flight) >= self._max_in_flight:
             return None
         while True:
-            self.onboard()
+            self._onboarder.onboard()
             num_preemptions = self._preempter.num_preemptions
             step = self._scheduler.schedule()
             if step is not None:

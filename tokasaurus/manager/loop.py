@@ -77,8 +77,9 @@ class Manager:
                 outbox.send(step)
         for server_index, outputs in self.engine.take_messages().items():
             self._send(server_index, outputs)
-        self._send_stats()
-        self._watch_worker()
+        now = self._clock()
+        self._send_stats(now)
+        self._watch_worker(now)
         if self._settings.debug_checks:
             self.engine.check_invariants()
 
@@ -132,8 +133,8 @@ class Manager:
         else:
             outbox.send(message)
 
-    def _send_stats(self) -> None:
-        if not self._stats_clock.is_due(self._clock(), is_idle=self.engine.is_idle):
+    def _send_stats(self, now: float) -> None:
+        if not self._stats_clock.is_due(now, is_idle=self.engine.is_idle):
             return
         stats = build_stats(
             self._settings.dp_rank,
@@ -144,8 +145,7 @@ class Manager:
         for outbox in self._server_outboxes.values():
             outbox.send(stats)
 
-    def _watch_worker(self) -> None:
-        now = self._clock()
+    def _watch_worker(self, now: float) -> None:
         if not self.engine.num_steps_in_flight:
             self._last_output = now
             return

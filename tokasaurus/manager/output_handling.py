@@ -26,6 +26,9 @@ _REASONS_NOT_TO_DRAW = {
     -2: "the request's grammar and bans together leave no token to draw",
 }
 
+_Tokens = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Request ids, how many tokens each of them has, and the tokens."""
+
 Finish = Callable[[Sequence, FinishReason, int | None, str | None], None]
 """Ends a sequence: reason, the token that stopped it, and what went wrong."""
 
@@ -46,6 +49,7 @@ class OutputHandler:
         self._finished: list[RequestFinished] = []
         self._embeddings: list[tuple[int, np.ndarray]] = []
         """(request id, vector)"""
+        self._ones = np.ones(1, np.int32)
         self.num_output_tokens = 0
 
     def handle(self, step: StepInFlight, output: StepOutput) -> None:
@@ -67,7 +71,7 @@ class OutputHandler:
             self._take_logprobs(output, row_slots, token_ids, rows)
         is_end = self._stop_tokens.may_stop(token_ids)
         is_end |= slots.num_known[row_slots] + 1 >= slots.max_num_tokens[row_slots]
-        ends = np.flatnonzero(is_end)
+        ends = is_end.nonzero()[0]
         if ends.size and (token_ids[ends] < 0).any():
             ends, row_slots, token_ids = self._fail_broken(ends, row_slots, token_ids)
             if not row_slots.size:
@@ -87,6 +91,9 @@ class OutputHandler:
         if not (self._parts or self._finished or self._logprobs):
             return {}
         tokens = self._group_tokens()
+        if not (self._finished or self._logprobs):
+            self._parts = []
+            return self._messages_of_tokens(tokens)
         logprobs: dict[int, list[RequestLogprobs]] = defaultdict(list)
         for entry in self._logprobs:
             logprobs[entry.request_id >> SERVER_INDEX_SHIFT].append(entry)
@@ -111,15 +118,26 @@ class OutputHandler:
             )
         return messages
 
-    def _group_tokens(self) -> dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """(request ids, tokens of each, tokens) by server index."""
+    def _messages_of_tokens(self, tokens: dict[int, _Tokens]) -> dict[int, EngineOutputs]:
+        """Of a step like most: nobody ends, nothing but tokens is new."""
+        messages = {}
+        for server_index, (ids, counts, token_ids) in tokens.items():
+            messages[server_index] = EngineOutputs(
+                dp_rank=self._dp_rank, request_ids=ids, num_tokens=counts, token_ids=token_ids
+            )
+        return messages
+
+    def _group_tokens(self) -> dict[int, _Tokens]:
+        """What is new for each server, by its index."""
         if not self._parts:
             return {}
         ids, token_ids = self._parts[0]
         servers = ids >> SERVER_INDEX_SHIFT
         first = int(servers[0])
-        if len(self._parts) == 1 and (servers == first).all():
-            return {first: (ids, np.ones(ids.size, np.int32), token_ids)}
+        if len(self._parts) == 1 and np.count_nonzero(servers == first) == ids.size:
+            if ids.size > self._ones.size:
+                self._ones = np.ones(2 * ids.size, np.int32)
+            return {first: (ids, self._ones[: ids.size], token_ids)}
         ids = np.concatenate([part[0] for part in self._parts])
         token_ids = np.concatenate([part[1] for part in self._parts])
         order = np.argsort(ids, kind="stable")

@@ -268,9 +268,9 @@ class RunningSet:
         slots.num_scheduled[decode_slots] += 1
         num_drawn = slots.num_drawn[decode_slots] + 1
         slots.num_drawn[decode_slots] = num_drawn
-        is_last = num_drawn == slots.max_num_tokens[decode_slots]
-        if is_last.any():
-            slots.is_decoding[decode_slots[is_last]] = False
+        leaving = decode_slots[num_drawn == slots.max_num_tokens[decode_slots]]
+        if leaving.size:
+            slots.is_decoding[leaving] = False
             self._has_leavers = True
 
     def stop_decoding(self, sequence: Sequence) -> None:

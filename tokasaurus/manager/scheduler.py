@@ -1,6 +1,6 @@
 """Plans steps: every decoding sequence runs one token, prefill chunks take what budget is left."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -43,14 +43,14 @@ class PrefillChunk:
 class ScheduledStep:
     """One step as planned. The running set has advanced past it already."""
 
-    chunks: list[PrefillChunk] = field(default_factory=list)
-    decode_slots: np.ndarray = field(default_factory=lambda: _NO_SLOTS)
+    chunks: list[PrefillChunk]
+    decode_slots: np.ndarray
     """intp[D]"""
-    appended_slots: np.ndarray = field(default_factory=lambda: _NO_SLOTS)
+    appended_slots: np.ndarray
     """intp[E]: decoding slots that get one more block."""
-    appended_blocks: np.ndarray = field(default_factory=lambda: _NO_BLOCKS)
+    appended_blocks: np.ndarray
     """int32[E]"""
-    hydragen_groups: list[HydragenGroup] = field(default_factory=list)
+    hydragen_groups: list[HydragenGroup]
 
     @property
     def num_prefill_tokens(self) -> int:
@@ -89,8 +89,15 @@ class Scheduler:
     def schedule(self) -> ScheduledStep | None:
         """Plan one step; None when there is nothing to run before more tokens arrive."""
         running = self._running
-        self._force_preemption()
-        step = ScheduledStep()
+        if self._settings.debug_preempt_every_steps:
+            self._force_preemption()
+        step = ScheduledStep(
+            chunks=[],
+            decode_slots=_NO_SLOTS,
+            appended_slots=_NO_SLOTS,
+            appended_blocks=_NO_BLOCKS,
+            hydragen_groups=[],
+        )
         decodes, prefills = self._take_turns()
         if decodes and not self._schedule_decodes(step):
             return None
@@ -175,6 +182,6 @@ class Scheduler:
 
     def _force_preemption(self) -> None:
         interval = self._settings.debug_preempt_every_steps
-        if interval and self._num_steps and self._num_steps % interval == 0:
+        if self._num_steps and self._num_steps % interval == 0:
             self._num_steps += 1
             self._preempter.preempt_newest_decoding()

@@ -112,7 +112,7 @@ class SlotTable:
         self.num_known[slots] = positions + 1
         self.last_tokens[slots] = token_ids
         has_block = positions < self.capacity[slots]
-        if not has_block.all():
+        if np.count_nonzero(has_block) < slots.size:
             slots, positions = slots[has_block], positions[has_block]
             token_ids = token_ids[has_block]
         columns, offsets = np.divmod(positions, self.page_size)

@@ -1,4 +1,4 @@
-"""An engine with a single seat: order of admission, and what walking away leaves behind."""
+"""An engine with a single seat and a short queue: who gets in, and what leaving leaves behind."""
 
 import asyncio
 import re
@@ -19,6 +19,8 @@ OPTIONS = (
     "dtype=float32",
     "debug_checks=True",
     "request_log=True",
+    "max_queued_requests=12",
+    "served_model_name=narrow",
 )
 LONG = {"prompt": [9] * 20, "max_tokens": 600, "ignore_eos": True, "temperature": 0}
 SHORT = {"prompt": "import ", "max_tokens": 3, "temperature": 0}
@@ -56,13 +58,44 @@ def test_waiting_requests_are_admitted_in_order(narrow: EngineProcess) -> None:
 
 async def until_all_have_arrived(client: httpx.AsyncClient, tasks: list[asyncio.Task]) -> None:
     for _ in range(6000):
-        num_done = sum(task.done() for task in tasks)
-        text = (await client.get("/metrics")).text
-        [num_in_flight] = re.findall(r"^tokasaurus_requests_in_flight (\S+)", text, re.M)
-        if num_done + float(num_in_flight) >= len(tasks):
+        if sum(task.done() for task in tasks) + await num_in_flight(client) >= len(tasks):
             return
         await asyncio.sleep(0.01)
     raise AssertionError("a request did not arrive within a minute")
+
+
+async def num_in_flight(client: httpx.AsyncClient) -> float:
+    text = (await client.get("/metrics")).text
+    [number] = re.findall(r"^tokasaurus_requests_in_flight (\S+)", text, re.M)
+    return float(number)
+
+
+def test_a_full_queue_refuses_until_there_is_room(narrow: EngineProcess) -> None:
+    async def main() -> None:
+        async with httpx.AsyncClient(base_url=narrow.url, timeout=120) as client:
+            full = asyncio.create_task(client.post("/v1/completions", json=LONG | {"n": 12}))
+            while await num_in_flight(client) < 12:
+                assert not full.done()
+            refused = await client.post("/v1/completions", json=SHORT)
+            assert refused.status_code == 429
+            assert int(refused.headers["retry-after"]) >= 1
+            full.cancel()
+            for _ in range(6000):
+                if (await client.post("/v1/completions", json=SHORT)).status_code == 200:
+                    return
+                await asyncio.sleep(0.01)
+            raise AssertionError("the queue is still full")
+
+    asyncio.run(main())
+
+
+def test_the_model_has_the_name_that_it_was_given(narrow: EngineProcess) -> None:
+    with httpx.Client(base_url=narrow.url, timeout=120) as client:
+        [model] = client.get("/v1/models").json()["data"]
+        reply = client.post("/v1/completions", json=SHORT | {"model": "narrow"})
+        assert model["id"] == reply.json()["model"] == "narrow"
+        other = client.post("/v1/completions", json=SHORT | {"model": "demo"})
+        assert (other.status_code, other.json()["error"]["code"]) == (404, "model_not_found")
 
 
 def test_a_client_that_leaves_frees_the_seat(narrow: EngineProcess) -> None:

@@ -24,6 +24,8 @@ class BlockOwners:
         """What stands for row 0; anything lower is out of date, so that nothing is ever cleared."""
         self._block_table = np.empty((0, 0), np.int32)
         self._slots = self._num_tree_blocks = _NONE
+        self._hints = _NONE
+        """By slot, how many blocks were shared the last time."""
 
     def assign(
         self,
@@ -75,14 +77,32 @@ class BlockOwners:
         self._owners[blocks] = rows + self._first
 
     def _num_shared(self) -> np.ndarray:
-        """int64[N]: how many blocks at the head of each row others hold as well, by bisection."""
-        table = self._block_table.reshape(-1)
-        last_place = self._block_table.shape[1] - 1
+        """int64[N]: how many blocks at the head of each row others hold as well.
+
+        Mostly as many as the last time; else they are found by bisection.
+        """
+        if self._hints.size != self._block_table.shape[0]:
+            self._hints = np.zeros(self._block_table.shape[0], np.int64)
+        table, num_tree_blocks = self._block_table.reshape(-1), self._num_tree_blocks
         bases = self._slots * self._block_table.shape[1]
-        low, high = np.zeros_like(self._num_tree_blocks), self._num_tree_blocks
+        counts = np.minimum(self._hints[self._slots], num_tree_blocks)
+        last = table[bases + np.maximum(counts - 1, 0)]
+        behind = table[np.minimum(bases + counts, table.size - 1)]
+        is_right = (counts == num_tree_blocks) | (self._ref_counts[behind] <= 1)
+        is_right &= (counts == 0) | (self._ref_counts[last] > 1)
+        if not is_right.all():
+            wrong = np.flatnonzero(~is_right)
+            counts[wrong] = self._bisect(bases[wrong], num_tree_blocks[wrong])
+            self._hints[self._slots] = counts
+        return counts
+
+    def _bisect(self, bases: np.ndarray, num_tree_blocks: np.ndarray) -> np.ndarray:
+        """The same for rows that begin at these places of the table."""
+        table = self._block_table.reshape(-1)
+        low, high = np.zeros_like(num_tree_blocks), num_tree_blocks
         while (is_open := low < high).any():
             middle = (low + high) >> 1
-            blocks = table[bases + np.minimum(middle, last_place)]
+            blocks = table[np.minimum(bases + middle, table.size - 1)]
             is_shared = (self._ref_counts[blocks] > 1) & is_open
             low = np.where(is_shared, middle + 1, low)
             high = np.where(is_shared, high, middle)

@@ -57,7 +57,8 @@ def _replay(sequences: list[_Sequence], page_size: int, num_steps: int) -> list[
 
 def _tables(sequences: list[_Sequence]) -> tuple[np.ndarray, np.ndarray]:
     """Block table with a row per sequence, and the tree blocks of each."""
-    tables = np.full((len(sequences), max(len(s.path) for s in sequences)), 99, np.int32)
+    width = max(1, *(len(sequence.path) for sequence in sequences))
+    tables = np.full((len(sequences), width), 99, np.int32)
     for row, sequence in enumerate(sequences):
         tables[row, : len(sequence.path)] = sequence.path
     return tables, np.array([len(sequence.path) for sequence in sequences])
@@ -69,7 +70,10 @@ def _owners(sequences: list[_Sequence]) -> tuple[BlockOwners, np.ndarray]:
     held = [block for sequence in sequences for block in sequence.path]
     owners = BlockOwners(np.bincount(np.array(held, np.int64), minlength=100).astype(np.int32))
     ends = np.array([sequence.end for sequence in sequences])
-    return owners, owners.assign(tables, np.arange(len(sequences)), num_tree_blocks, ends)
+    # What was shared the last time is no more than a hint.
+    rows = np.arange(len(sequences))
+    owners.assign(tables[::-1].copy(), rows, num_tree_blocks[::-1], ends)
+    return owners, owners.assign(tables, rows, num_tree_blocks, ends)
 
 
 def _loads(sequences: list[_Sequence]) -> Loads:

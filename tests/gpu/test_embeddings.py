@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from tests.models import load, started_runner
 from tests.unit.worker.step_driver import DrivenSequence, StepDriver
 from tokasaurus.ipc.messages.to_manager import Pooling, TokenSampling
-from tokasaurus.model.registry import load_model
 from tokasaurus.worker.torch_runner import RunnerSettings, TorchRunner
 
 PAGE_SIZE = 16
@@ -17,14 +17,10 @@ NO_SAMPLING = TokenSampling(temperature=0.0)
 POOLINGS: tuple[Pooling, ...] = ("mean", "last")
 
 
-def silent(_fraction: float, _text: str) -> None:
-    """Progress that nobody follows."""
-
-
 @pytest.fixture(scope="module")
 def runner(checkpoint: Callable[..., Path], device: torch.device, best_backend: str) -> TorchRunner:
     folder = checkpoint("llama", head_dim=64)
-    runner = TorchRunner(
+    return started_runner(
         RunnerSettings(
             device=device,
             attention_backend=best_backend,
@@ -34,19 +30,8 @@ def runner(checkpoint: Callable[..., Path], device: torch.device, best_backend: 
             max_tokens_per_forward=256,
             max_seqs_per_forward=8,
         ),
-        lambda _progress: load_model(
-            folder,
-            dtype="bfloat16",
-            device=device,
-            model_path="native",
-            load_format="auto",
-            max_model_len=None,
-            progress=silent,
-        ),
+        lambda: load(folder, dtype="bfloat16", device=device),
     )
-    runner.load(silent)
-    runner.warm_up(silent)
-    return runner
 
 
 def test_chunks_beside_decodes_equal_one_chunk(runner: TorchRunner) -> None:

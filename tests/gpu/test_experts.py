@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tokasaurus.model.config import DecoderSpec, MoESpec, RopeSpec, TensorSpec
+from tests.models import decoder_spec, moe_spec
+from tokasaurus.model.config import TensorSpec
 from tokasaurus.model.layers.grouped_linear import grouped_linear, has_grouped_mm
 from tokasaurus.model.layers.moe import MixtureOfExperts
 
@@ -17,33 +18,7 @@ D = 256
 
 def make_layer(dtype: torch.dtype) -> MixtureOfExperts:
     """16 experts, 4 per token, with random weights."""
-    spec = DecoderSpec(
-        vocab_size=32,
-        hidden_size=D,
-        intermediate_size=D,
-        num_layers=1,
-        num_heads=4,
-        num_kv_heads=4,
-        head_dim=64,
-        rope=RopeSpec(
-            kind="default",
-            theta=100.0,
-            rotary_dim=64,
-            default_positions=64,
-            max_positions=64,
-            original_positions=64,
-        ),
-        norm_eps=1e-5,
-        activation="silu",
-        sliding_windows=(None,),
-        moe=MoESpec(
-            num_experts=16,
-            num_experts_per_token=4,
-            intermediate_size=128,
-            normalize_weights=True,
-            layers=frozenset({0}),
-        ),
-    )
+    spec = decoder_spec(hidden_size=D, num_layers=1, moe=moe_spec(16, 4, intermediate_size=128))
     layer = MixtureOfExperts(spec, TensorSpec(dtype=dtype, device=torch.device("cuda")), None)
     torch.manual_seed(0)
     for parameter in layer.parameters():

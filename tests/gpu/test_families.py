@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tests.checkpoints import NATIVE, VOCAB_SIZE
-from tests.numerics.batch_driver import generate, load
+from tests.models import load
+from tests.numerics.batch_driver import generate
 from tests.reference import mixed_prompts, mixed_reference
 
 NUM_PROMPTS, NUM_TOKENS = 24, 6

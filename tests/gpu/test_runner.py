@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from tests.models import load, started_runner
 from tests.unit.worker.step_driver import DrivenSequence, StepDriver
 from tokasaurus.config.compile_options import CompileOptions
 from tokasaurus.ipc.messages.to_manager import StepOutput, TokenSampling
-from tokasaurus.model.registry import load_model
 from tokasaurus.worker.forward_pass import ForwardOptions
 from tokasaurus.worker.torch_runner import RunnerSettings, TorchRunner
 
@@ -22,10 +22,6 @@ MAX_LOGPROB_ERROR = 0.05
 Checkpoint = Callable[..., Path]
 MakeRunner = Callable[..., TorchRunner]
 PLAIN = ForwardOptions(use_cudagraphs=False)
-
-
-def silent(_fraction: float, _text: str) -> None:
-    """Progress that nobody follows."""
 
 
 @pytest.fixture(scope="module")
@@ -44,21 +40,9 @@ def make_runner(checkpoint: Checkpoint, device: torch.device, best_backend: str)
             "forward": PLAIN,
             **settings,
         }
-        runner = TorchRunner(
-            RunnerSettings(**arguments),
-            lambda _progress: load_model(
-                folder,
-                dtype="bfloat16",
-                device=device,
-                model_path="native",
-                load_format="auto",
-                max_model_len=None,
-                progress=silent,
-            ),
+        return started_runner(
+            RunnerSettings(**arguments), lambda: load(folder, dtype="bfloat16", device=device)
         )
-        runner.load(silent)
-        runner.warm_up(silent)
-        return runner
 
     return make
 

@@ -4,48 +4,22 @@ Steps mix chunks of prompts with decodes; some sequences share the blocks of a c
 some are preempted and recomputed.
 """
 
-from pathlib import Path
-
 import numpy as np
 import torch
 
+from tests.models import CPU, started_runner
 from tests.unit.worker.step_driver import DrivenSequence, StepDriver
 from tokasaurus.ipc.messages.to_manager import TokenSampling
 from tokasaurus.model.attention.backend import AttentionBatch, CausalModel
 from tokasaurus.model.attention.torch_backend import TorchBackend
-from tokasaurus.model.parallel import ALONE, ParallelContext
 from tokasaurus.model.quantization.scheme import NO_QUANTIZATION, QuantizationScheme
-from tokasaurus.model.registry import ModelPath, load_model
-from tokasaurus.worker.torch_runner import RunnerSettings, TorchRunner
+from tokasaurus.worker.torch_runner import RunnerSettings
 
-CPU = torch.device("cpu")
 PAGE_SIZE = 8
 _MAX_TOKENS = 100
 _GREEDY = TokenSampling(temperature=0.0, num_top_logprobs=0)
 _PREEMPT_EVERY = 7
 """Every so many sequences, one is preempted when half of its tokens are out."""
-
-
-def load(
-    folder: Path,
-    model_path: ModelPath = "native",
-    *,
-    dtype: str = "float32",
-    max_model_len: int | None = None,
-    parallel: ParallelContext = ALONE,
-    device: torch.device = CPU,
-) -> CausalModel:
-    """The checkpoint on the device."""
-    return load_model(
-        folder,
-        dtype=dtype,
-        device=device,
-        model_path=model_path,
-        load_format="auto",
-        max_model_len=max_model_len,
-        progress=lambda fraction, text: None,
-        parallel=parallel,
-    )
 
 
 def prompt_logits(model: CausalModel, ids_T: torch.Tensor) -> torch.Tensor:
@@ -90,18 +64,12 @@ def generate(
         max_tokens_per_forward=_MAX_TOKENS,
         max_seqs_per_forward=len(prompts),
     )
-    runner = TorchRunner(settings, lambda progress: model)
-    runner.load(_ignore)
-    runner.warm_up(_ignore)
+    runner = started_runner(settings, lambda: model)
     driver = StepDriver(runner, PAGE_SIZE)
     batch = _Batch(driver, prompts, max_new_tokens)
     while batch.step():
         pass
     return [s.output for s in batch.sequences], [s.logprobs for s in batch.sequences]
-
-
-def _ignore(fraction: float, text: str) -> None:
-    return None
 
 
 class _Batch:

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from tests.checkpoints import VOCAB_SIZE
-from tests.numerics.batch_driver import CPU, PAGE_SIZE
+from tests.models import CPU, load
+from tests.numerics.batch_driver import PAGE_SIZE
 from tests.rank_threads import on_ranks
 from tests.reference import mixed_prompts
 from tokasaurus.model.attention.backend import AttentionBackend, AttentionBatch, CausalModel
 from tokasaurus.model.attention.registry import create_backend
 from tokasaurus.model.kernels.install import with_cpu_kernels
 from tokasaurus.model.parallel import ParallelContext, RankGroup
-from tokasaurus.model.registry import load_model
 
 Checkpoint = Callable[..., Path]
 
@@ -24,16 +24,7 @@ def hidden_states(
     folder: Path, ids_T: torch.Tensor, attention_backend: str, tp: RankGroup
 ) -> torch.Tensor:
     """Of one prompt in one step, TD."""
-    model = load_model(
-        folder,
-        dtype="float32",
-        device=CPU,
-        model_path="native",
-        load_format="auto",
-        max_model_len=None,
-        progress=lambda fraction, text: None,
-        parallel=ParallelContext(tp=tp),
-    )
+    model = load(folder, parallel=ParallelContext(tp=tp))
     backend = create_backend(
         attention_backend,
         model.attention_layers,

@@ -7,7 +7,8 @@ import pytest
 import torch
 import transformers
 
-from tests.numerics.batch_driver import CPU, PAGE_SIZE, load
+from tests.models import CPU, load
+from tests.numerics.batch_driver import PAGE_SIZE
 from tokasaurus.model.attention.registry import create_backend
 from tokasaurus.model.decoder import Decoder
 from tokasaurus.model.kernels.install import with_cpu_kernels

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tests.checkpoints import NATIVE, VOCAB_SIZE
-from tests.numerics.batch_driver import generate, load, prompt_logits
+from tests.models import load
+from tests.numerics.batch_driver import generate, prompt_logits
 from tests.reference import greedy_reference, load_reference, mixed_prompts, mixed_reference
 
 Checkpoint = Callable[..., Path]

@@ -4,7 +4,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from tests.numerics.batch_driver import generate, load
+from tests.models import load
+from tests.numerics.batch_driver import generate
 from tests.numerics.test_demo_model import QUESTIONS
 from tokasaurus.demo_model import DEMO_MODEL_DIR
 from tokasaurus.model.quantization.scheme import quantization_scheme

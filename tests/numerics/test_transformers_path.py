@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from tests.checkpoints import REFUSED, TRANSFORMERS, VOCAB_SIZE
-from tests.numerics.batch_driver import generate, load
+from tests.models import load
+from tests.numerics.batch_driver import generate
 from tests.reference import mixed_prompts, mixed_reference
 from tokasaurus.errors import ModelError
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.numerics.batch_driver import CPU, load
+from tests.models import CPU, load
 from tests.numerics.threaded_replica import ThreadedReplica
 from tokasaurus.ipc.channels import MemoryChannel
 from tokasaurus.ipc.messages.to_manager import (

@@ -2,36 +2,21 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 
+from tests import models
 from tests.checkpoints import make_checkpoint
 from tokasaurus.errors import ConfigError, ModelError
 from tokasaurus.model.attention.backend import CausalModel
-from tokasaurus.model.parallel import ALONE, ParallelContext, RankGroup
-from tokasaurus.model.registry import LoadFormat, ModelPath, load_model
+from tokasaurus.model.parallel import ParallelContext, RankGroup
+from tokasaurus.model.registry import ModelPath
 
 
-def load(
-    folder: Path,
-    model_path: ModelPath = "auto",
-    *,
-    dtype: str = "auto",
-    load_format: LoadFormat = "dummy",
-    max_model_len: int | None = None,
-    parallel: ParallelContext = ALONE,
-) -> CausalModel:
-    return load_model(
-        folder,
-        dtype=dtype,
-        device=torch.device("cpu"),
-        model_path=model_path,
-        load_format=load_format,
-        max_model_len=max_model_len,
-        progress=lambda fraction, text: None,
-        parallel=parallel,
-    )
+def load(folder: Path, model_path: ModelPath = "auto", **options: Any) -> CausalModel:
+    """With a dtype of its own and random weights, unless told otherwise."""
+    return models.load(folder, model_path, **{"dtype": "auto", "load_format": "dummy", **options})
 
 
 def edit_config(folder: Path, **changes: object) -> None:

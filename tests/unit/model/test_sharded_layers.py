@@ -7,15 +7,15 @@ import torch
 from safetensors.torch import save_file
 
 from tests.checkpoints import make_checkpoint
+from tests.models import decoder_spec, load
 from tests.rank_threads import on_ranks
-from tokasaurus.model.config import DecoderSpec, RopeSpec, TensorSpec
+from tokasaurus.model.config import DecoderSpec, TensorSpec
 from tokasaurus.model.decoder import Decoder
 from tokasaurus.model.layers.embedding import Embedding, Head
 from tokasaurus.model.layers.linear import GateUpLinear, QKVLinear, RowLinear
 from tokasaurus.model.layers.loading import LoadableLayer
 from tokasaurus.model.layers.sharding import HeadShare, VocabularyShare
 from tokasaurus.model.parallel import ParallelContext, RankGroup
-from tokasaurus.model.registry import load_model
 from tokasaurus.model.stages import Stage, divide_layers
 from tokasaurus.model.weights.checkpoint import Checkpoint
 from tokasaurus.model.weights.safetensors_file import SafetensorsFile
@@ -153,14 +153,9 @@ def test_stages_are_balanced_and_none_is_empty() -> None:
 
 
 def spec_of(folder_tied: bool) -> DecoderSpec:
-    rope = RopeSpec(
-        kind="default", theta=1e4, rotary_dim=4, default_positions=8, max_positions=8,
-        original_positions=8,
-    )  # fmt: skip
-    return DecoderSpec(
+    return decoder_spec(
         vocab_size=64, hidden_size=8, intermediate_size=16, num_layers=4, num_heads=2,
-        num_kv_heads=1, head_dim=4, rope=rope, norm_eps=1e-5, activation="silu",
-        sliding_windows=(None,) * 4, tie_embeddings=folder_tied,
+        num_kv_heads=1, head_dim=4, tie_embeddings=folder_tied,
     )  # fmt: skip
 
 
@@ -197,10 +192,7 @@ def test_a_checkpoint_is_read_once_over_all_ranks(
     for rank in range(pp_size * tp_size):
         pp_rank, tp_rank = divmod(rank, tp_size)
         parallel = ParallelContext(tp=RankGroup(tp_rank, tp_size), pp_rank=pp_rank, pp_size=pp_size)
-        model = load_model(
-            folder, dtype="float32", device=CPU, model_path="native", load_format="auto",
-            max_model_len=None, progress=lambda fraction, text: None, parallel=parallel,
-        )  # fmt: skip
+        model = load(folder, parallel=parallel)
         assert isinstance(model, Decoder)
         assert [layer.index for layer in model.attention_layers] == list(range(len(model.layers)))
         num_kv_heads += sum(layer.num_kv_heads for layer in model.attention_layers)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from tokasaurus.model.registry import load_model
+from tests.models import load, started_runner
 from tokasaurus.worker.torch_runner import RunnerSettings, TorchRunner
 
 VOCAB_SIZE = 211
@@ -52,20 +52,6 @@ def make_runner(llama_dir: Path) -> Callable[..., TorchRunner]:
             "max_seqs_per_forward": 8,
             **settings,
         }
-        runner = TorchRunner(
-            RunnerSettings(**arguments),
-            lambda progress: load_model(
-                llama_dir,
-                dtype="float32",
-                device=torch.device("cpu"),
-                model_path="native",
-                load_format="auto",
-                max_model_len=None,
-                progress=progress,
-            ),
-        )
-        runner.load(lambda _fraction, _text: None)
-        runner.warm_up(lambda _fraction, _text: None)
-        return runner
+        return started_runner(RunnerSettings(**arguments), lambda: load(llama_dir))
 
     return make

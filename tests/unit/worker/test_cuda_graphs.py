@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from tests.models import decoder_spec
 from tests.unit.model.attention import flashinfer_double
 from tokasaurus.ipc.messages.to_worker import HydragenGroup
 from tokasaurus.model.attention import flashinfer_backend
 from tokasaurus.model.attention.backend import AttentionBatch
 from tokasaurus.model.attention.flashinfer_backend import FlashInferBackend
-from tokasaurus.model.config import DecoderSpec, RopeSpec, TensorSpec
+from tokasaurus.model.config import TensorSpec
 from tokasaurus.model.decoder import Decoder
 from tokasaurus.model.parallel import ALONE, ParallelContext, RankGroup
 from tokasaurus.model.sampling.dense_draw import draw_densely
@@ -63,25 +64,13 @@ def decodes(kv_lens: list[int], groups: tuple[HydragenGroup, ...] = ()) -> Atten
 
 def make_decoder(parallel: ParallelContext = ALONE) -> Decoder:
     torch.manual_seed(0)
-    rope = RopeSpec(
-        kind="default",
-        theta=100.0,
-        rotary_dim=64,
-        default_positions=64,
-        max_positions=64,
-        original_positions=64,
-    )
-    spec = DecoderSpec(
+    spec = decoder_spec(
         vocab_size=50,
         hidden_size=32,
         intermediate_size=40,
-        num_layers=2,
         num_heads=2,
         num_kv_heads=1,
         head_dim=64,
-        rope=rope,
-        norm_eps=1e-5,
-        activation="silu",
         sliding_windows=(None, 6),
     )
     tensors = TensorSpec(dtype=torch.bfloat16, device=CPU, parallel=parallel)

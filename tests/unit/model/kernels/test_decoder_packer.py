@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from tests.checkpoints import make_checkpoint
+from tests.models import load
 from tests.unit.model.kernels.test_fused_decoder import (
     EXPERTS,
     backends,
@@ -29,17 +30,9 @@ from tokasaurus.model.quantization.scheme import (
 INT8 = quantization_scheme("int8", None)
 
 
-def load(folder: Path, quantized: bool, dtype: str = "bfloat16") -> Decoder:
-    model = registry.load_model(
-        folder,
-        dtype=dtype,
-        device=torch.device("cpu"),
-        model_path="native",
-        load_format="auto",
-        max_model_len=None,
-        progress=lambda fraction, text: None,
-        quantization=INT8 if quantized else NO_QUANTIZATION,
-    )
+def load_packed(folder: Path, quantized: bool, dtype: str = "bfloat16") -> Decoder:
+    """Packed while it is loaded, if it is to be quantised."""
+    model = load(folder, dtype=dtype, quantization=INT8 if quantized else NO_QUANTIZATION)
     assert isinstance(model, Decoder)
     return model
 
@@ -54,7 +47,7 @@ def test_logits_are_those_of_packing_afterwards(family: str, tmp_path: Path) -> 
     folder = make_checkpoint(family, tmp_path)
     results = []
     for quantized in (False, True):
-        model = load(folder, quantized)
+        model = load_packed(folder, quantized)
         backend = backends(model, native_flavour(), model.dtype)[1]
         results.append(logits_of_two_steps(with_cpu_kernels(model, backend, INT8), backend))
     assert torch.equal(*results)
@@ -78,7 +71,7 @@ def test_layers_are_packed_one_by_one(
         return finished
 
     monkeypatch.setattr(registry, "packing_while_loading", watched)
-    model = load(make_checkpoint(family, tmp_path), True)
+    model = load_packed(make_checkpoint(family, tmp_path), True)
     linears = [module for module in model.modules() if isinstance(module, Linear)]
     assert sum(1 for elements in packed if elements) == len(linears)
     kept = 0 if family == "llama_tied" else model.embedding.weight.numel()
@@ -86,7 +79,7 @@ def test_layers_are_packed_one_by_one(
 
 
 def test_half_precision_is_left_for_its_refusal(tmp_path: Path) -> None:
-    model = load(make_checkpoint("llama", tmp_path), True, dtype="float16")
+    model = load_packed(make_checkpoint("llama", tmp_path), True, dtype="float16")
     assert num_plain_elements(model) > 0
 
 

@@ -1,6 +1,5 @@
 """The fused decoder equals the shared decoder over the torch backend; other shapes are packed."""
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,10 +8,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.kernel_flavours import FLAVOURS, kernels_of
+from tests.models import CPU, decoder_spec, moe_spec
 from tokasaurus.model.attention.backend import AttentionBackend, AttentionBatch, CausalModel
 from tokasaurus.model.attention.cpu_backend import CpuBackend
 from tokasaurus.model.attention.torch_backend import TorchBackend
-from tokasaurus.model.config import DecoderSpec, MoESpec, RopeSpec, TensorSpec
+from tokasaurus.model.config import MoESpec, TensorSpec
 from tokasaurus.model.decoder import Decoder
 from tokasaurus.model.kernels.decode_step import DecodeStep, SlotColumns
 from tokasaurus.model.kernels.fused_decoder import FusedDecoder
@@ -21,45 +21,17 @@ from tokasaurus.model.kernels.linear import PackedLinear
 from tokasaurus.model.kernels.loader import native_flavour
 from tokasaurus.model.transformers_path.model import TransformersModel
 
-CPU = torch.device("cpu")
 PAGE_SIZE = 8
-ROPE = RopeSpec(
-    kind="default",
-    theta=100.0,
-    rotary_dim=16,
-    default_positions=64,
-    max_positions=64,
-    original_positions=64,
-)
-SPEC = DecoderSpec(
-    vocab_size=97,
-    hidden_size=40,
-    intermediate_size=72,
-    num_layers=2,
-    num_heads=6,
-    num_kv_heads=2,
-    head_dim=16,
-    rope=ROPE,
-    norm_eps=1e-5,
-    activation="silu",
-    sliding_windows=(None, None),
-)
+SPEC = decoder_spec()
 FUSED: dict[str, dict[str, Any]] = {
     "plain": {},
     "tied": {"tie_embeddings": True},
     "biases": {"qkv_bias": True, "attention_out_bias": True, "mlp_bias": True},
     "head norms": {"qk_norm": True},
     "window": {"sliding_windows": (5, None)},
-    "partial rotary": {"rope": replace(ROPE, rotary_dim=8)},
+    "partial rotary": {"rotary_dim": 8},
 }
-EXPERTS = MoESpec(
-    num_experts=5,
-    num_experts_per_token=2,
-    intermediate_size=24,
-    normalize_weights=True,
-    shared_intermediate_size=56,
-    layers=frozenset({1}),
-)
+EXPERTS = moe_spec(5, 2, shared_intermediate_size=56, layers=frozenset({1}))
 PACKED: dict[str, dict[str, Any]] = {
     "experts": {"moe": EXPERTS},
     "gelu": {"activation": "gelu"},
@@ -68,9 +40,8 @@ PACKED: dict[str, dict[str, Any]] = {
 
 
 def make_decoder(dtype: torch.dtype, **features: Any) -> Decoder:
-    decoder = Decoder(
-        replace(SPEC, **features), "test", 64, TensorSpec(dtype=dtype, device=CPU)
-    ).eval()
+    tensors = TensorSpec(dtype=dtype, device=CPU)
+    decoder = Decoder(decoder_spec(**features), "test", 64, tensors).eval()
     rng = torch.Generator().manual_seed(0)
     for name, parameter in decoder.named_parameters():
         values = torch.randn(parameter.shape, generator=rng) * 0.2

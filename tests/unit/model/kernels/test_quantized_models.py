@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from tests.models import moe_spec
 from tests.unit.model.kernels.test_fused_decoder import (
     FUSED,
     PACKED,
@@ -15,7 +16,6 @@ from tests.unit.model.kernels.test_fused_decoder import (
     make_decoder,
 )
 from tokasaurus.errors import ConfigError
-from tokasaurus.model.config import MoESpec
 from tokasaurus.model.kernels import install
 from tokasaurus.model.kernels.fused_decoder import FusedDecoder
 from tokasaurus.model.kernels.install import with_cpu_kernels
@@ -81,13 +81,7 @@ def test_plain_weights_are_dropped(scheme: QuantizationScheme) -> None:
 
 @torch.inference_mode()
 def test_experts_are_quantised_and_their_router_is_not() -> None:
-    moe = MoESpec(
-        num_experts=4,
-        num_experts_per_token=2,
-        intermediate_size=24,
-        normalize_weights=True,
-        layers=frozenset({0, 1}),
-    )
+    moe = moe_spec(4, 2, layers=frozenset({0, 1}))
     model = make_decoder(torch.float32, moe=moe)
     torch_backend, cpu_backend = backends(model, FLAVOUR, torch.float32)
     expected = logits_of_two_steps(model, torch_backend)

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from tests.checkpoints import make_checkpoint
+from tests.models import load
 from tests.rank_threads import on_ranks
 from tests.unit.model.kernels.test_fused_decoder import backends, logits_of_two_steps
 from tokasaurus.model.kernels.install import with_cpu_kernels
 from tokasaurus.model.kernels.loader import native_flavour
 from tokasaurus.model.parallel import ParallelContext, RankGroup
 from tokasaurus.model.quantization.scheme import quantization_scheme
-from tokasaurus.model.registry import load_model
 
 TOLERANCE = {"none": 1e-4, "int8": 0.08, "int8_weight_only": 0.05, "int4_weight_only": 0.5}
 """Of the largest logit; these random models amplify every error."""
@@ -21,17 +21,7 @@ TOLERANCE = {"none": 1e-4, "int8": 0.08, "int8_weight_only": 0.05, "int4_weight_
 @torch.inference_mode()
 def logits(folder: Path, quantization: str, tp: RankGroup) -> torch.Tensor:
     scheme = quantization_scheme(quantization, None)
-    model = load_model(
-        folder,
-        dtype="float32",
-        device=torch.device("cpu"),
-        model_path="native",
-        load_format="auto",
-        max_model_len=None,
-        progress=lambda fraction, text: None,
-        parallel=ParallelContext(tp=tp),
-        quantization=scheme,
-    )
+    model = load(folder, parallel=ParallelContext(tp=tp), quantization=scheme)
     backend = backends(model, native_flavour(), torch.float32)[1]
     return logits_of_two_steps(with_cpu_kernels(model, backend, scheme), backend)
 

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from tests.models import decoder_spec, moe_spec
 from tokasaurus.errors import ConfigError
-from tokasaurus.model.config import DecoderSpec, MoESpec, RopeSpec, TensorSpec
+from tokasaurus.model.config import TensorSpec
 from tokasaurus.model.decoder import GatedMLP
 from tokasaurus.model.layers.moe import (
     Dispatch,
@@ -18,41 +19,17 @@ from tokasaurus.model.layers.moe import (
 )
 from tokasaurus.model.parallel import ParallelContext, RankGroup
 
-D, INTERMEDIATE = 16, 24
-ROPE = RopeSpec(
-    kind="default",
-    theta=100.0,
-    rotary_dim=8,
-    default_positions=64,
-    max_positions=64,
-    original_positions=64,
-)
+D = 16
 
 
 def make(
     num_experts: int, num_choices: int, *, normalize: bool = True, shared: bool = False
 ) -> MixtureOfExperts:
     """With random weights."""
-    moe = MoESpec(
-        num_experts=num_experts,
-        num_experts_per_token=num_choices,
-        intermediate_size=INTERMEDIATE,
-        normalize_weights=normalize,
-        layers=frozenset({0}),
-    )
-    spec = DecoderSpec(
-        vocab_size=32,
+    spec = decoder_spec(
         hidden_size=D,
-        intermediate_size=40,
         num_layers=1,
-        num_heads=2,
-        num_kv_heads=2,
-        head_dim=8,
-        rope=ROPE,
-        norm_eps=1e-5,
-        activation="silu",
-        sliding_windows=(None,),
-        moe=moe,
+        moe=moe_spec(num_experts, num_choices, normalize_weights=normalize),
     )
     tensors = TensorSpec(dtype=torch.float32, device=torch.device("cpu"))
     layer = MixtureOfExperts(spec, tensors, GatedMLP(spec, tensors) if shared else None)

@@ -9,7 +9,7 @@ from torch import nn
 
 from tests.checkpoints import make_checkpoint
 from tests.models import load
-from tests.unit.model.kernels.test_fused_decoder import (
+from tests.unit.model.kernels.small_decoder import (
     EXPERTS,
     backends,
     logits_of_two_steps,

@@ -7,7 +7,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from tests.models import moe_spec
-from tests.unit.model.kernels.test_fused_decoder import (
+from tests.unit.model.kernels.small_decoder import (
     FUSED,
     PACKED,
     SPEC,

@@ -8,7 +8,7 @@ import torch
 from tests.checkpoints import make_checkpoint
 from tests.models import load
 from tests.rank_threads import on_ranks
-from tests.unit.model.kernels.test_fused_decoder import backends, logits_of_two_steps
+from tests.unit.model.kernels.small_decoder import backends, logits_of_two_steps
 from tokasaurus.model.kernels.install import with_cpu_kernels
 from tokasaurus.model.kernels.loader import native_flavour
 from tokasaurus.model.parallel import ParallelContext, RankGroup

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.server.test_streams import PATHS, RawClient
+from tests.unit.server.raw_client import PATHS, RawClient
 from tests.unit.server.tiny_server import TinyServer, run
 from tokasaurus.server.sender import Sender
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.server.test_streams import PATHS, RawClient, settle
+from tests.unit.server.raw_client import PATHS, RawClient, settle
 from tests.unit.server.tiny_server import TinyServer, run
 from tokasaurus.server.direct_routes import DirectRoutes
 from tokasaurus.server.schemas.chat_completions import ChatChunk, ChatChunkChoice, ChatDelta

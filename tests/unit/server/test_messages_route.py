@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from tests.unit.server.test_streams import RawClient, settle
-from tests.unit.server.test_tools_route import CALL, QWEN, prompt_of, says
+from tests.unit.server.raw_client import RawClient, settle
 from tests.unit.server.tiny_server import ANSWER, ANSWER_IDS, TOKENIZER, TinyServer, run
+from tests.unit.server.tool_calls import CALL, QWEN, prompt_of, says
 
 PATH = "/v1/messages"
 MESSAGES = [{"role": "user", "content": "Hi"}]

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.unit.server.test_tools_route import CALL, QWEN, says
 from tests.unit.server.tiny_server import TinyServer, run
+from tests.unit.server.tool_calls import CALL, QWEN, says
 
 FUNCTION = {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}}
 CHAT_CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from tests.unit.server.test_tools_route import prompt_of, roomy
 from tests.unit.server.tiny_server import TinyServer, run
+from tests.unit.server.tool_calls import prompt_of, roomy
 
 CHAT = "/v1/chat/completions"
 RESPONSES = "/v1/responses"

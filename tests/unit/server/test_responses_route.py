@@ -6,8 +6,8 @@ import openai
 import pytest
 from openai.types.responses import Response
 
-from tests.unit.server.test_tools_route import CALL, QWEN, prompt_of, says, sdk
 from tests.unit.server.tiny_server import ANSWER, ANSWER_IDS, TOKENIZER, TinyServer, run
+from tests.unit.server.tool_calls import CALL, QWEN, prompt_of, says, sdk
 
 PATH = "/v1/responses"
 CALL_ITEM = {"type": "function_call", "call_id": "x", "name": "f", "arguments": "{}"}

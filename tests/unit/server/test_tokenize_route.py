@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from tests.unit.server.test_tools_route import QWEN, TOOL
 from tests.unit.server.tiny_server import ANSWER, CHATML, TOKENIZER, TinyServer, run
+from tests.unit.server.tool_calls import QWEN, TOOL
 
 
 def test_a_text_there_and_back() -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tests.unit.server.grammar_walks import GrammarWalker
-from tests.unit.server.test_tools_route import CALL, MESSAGES, allowed, ask, named, roomy, says
 from tests.unit.server.tiny_server import TOKENIZER, TinyServer, run
+from tests.unit.server.tool_calls import CALL, MESSAGES, allowed, ask, named, roomy, says
 
 SCHEMA = {
     "type": "object",

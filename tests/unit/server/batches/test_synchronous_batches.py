@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.unit.server.batches.batch_client import settings
-from tests.unit.server.test_streams import RawClient
+from tests.unit.server.raw_client import RawClient
 from tests.unit.server.tiny_server import ANSWER, TinyServer, run
 
 PATH = "/custom/synchronous-batch-completions"

@@ -5,7 +5,6 @@ from typing import TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
-from starlette.requests import ClientDisconnect
 
 from tokasaurus.errors import InvalidRequestError
 from tokasaurus.server.errors import BodyTooLargeError
@@ -28,15 +27,16 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     """Raises InvalidRequestError if it is too large or does not come to its end."""
     chunks: list[bytes] = []
     size = 0
-    try:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size <= max_bytes:
-                chunks.append(chunk)
-            elif size > max_bytes * _DRAIN_FACTOR:
-                break
-    except ClientDisconnect as error:
-        raise InvalidRequestError("The client went away before its request was whole.") from error
+    has_more = True
+    while has_more and size <= max_bytes * _DRAIN_FACTOR:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise InvalidRequestError("The client went away before its request was whole.")
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size <= max_bytes:
+            chunks.append(chunk)
+        has_more = message.get("more_body", False)
     if size > max_bytes:
         raise BodyTooLargeError(
             f"The request's body is larger than the {max_bytes} bytes that this server reads; "

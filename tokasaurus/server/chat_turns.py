@@ -1,5 +1,6 @@
 """One turn of a chat, whichever endpoint it came by: from messages and tools to running samples."""
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,6 +79,7 @@ def render_turn(state: ServerState, turn: ChatTurn) -> str:
 async def start_turn(state: ServerState, turn: ChatTurn, *, stream: bool) -> RunningTurn:
     """Raises what `render_turn` and the engine's `submit` raise."""
     output_format = state.output_format
+    await asyncio.sleep(0)  # until others that came with it are here: see EncodingPool.encode
     text = render_turn(state, turn)
     reasoning = output_format.reasoning_state(text)
     grammar = output_format.grammar(state.tokenizer)

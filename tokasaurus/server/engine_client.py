@@ -201,8 +201,8 @@ class EngineClient:
             dp_rank = self._balancer.choose(requests[0].prompt_ids, requests[0].cache_salt)
             for request in requests:
                 self._send(request, prompt, dp_rank, group)
-        timeouts = [prompt.params.timeout or self._default_timeout_seconds for prompt in prompts]
-        if limits := [seconds for seconds in timeouts if seconds is not None]:
+        default = self._default_timeout_seconds
+        if limits := [s for p in prompts if (s := p.params.timeout or default) is not None]:
             group.expire_after(min(limits))
         return group
 

@@ -36,6 +36,8 @@ from tokasaurus.tokenization.tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 
 _KEEP_ALIVE_SECONDS = 75
+_GC_THRESHOLD = 10_000
+"""What a request makes holds hardly any cycles, and many requests are under way at a time."""
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -210,6 +212,7 @@ async def _run_until_done(
     await state.batch_service.resume()
     gc.collect()
     gc.freeze()  # what is there now stays; later collections need not look at it
+    gc.set_threshold(_GC_THRESHOLD)
     try:
         await server.serve(sockets=[bound])
     except OSError as error:  # another process began to listen there after we bound it

@@ -4,7 +4,7 @@ All that depends on the model is checked here: nothing invalid reaches a manager
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,14 +55,18 @@ def check_prompt_ids(
         )
     if set(map(type, prompt_ids)) != {int}:
         raise InvalidRequestError(f"{param!r} must consist of integer token ids.", param=param)
-    lowest, highest = min(prompt_ids), max(prompt_ids)
-    if lowest < 0 or highest >= limits.vocab_size:
+    try:
+        ids = np.asarray(prompt_ids, np.int32)
+    except OverflowError:
+        ids = None
+    if ids is None or ids.view(np.uint32).max() >= limits.vocab_size:  # or below 0
+        wrong = next(i for i in prompt_ids if not 0 <= i < limits.vocab_size)
         raise InvalidRequestError(
-            f"{param!r} contains token id {shown(lowest if lowest < 0 else highest)}, but ids of "
-            f"this model are between 0 and {limits.vocab_size - 1}.",
+            f"{param!r} contains token id {shown(wrong)}, but ids of this model are between 0 and "
+            f"{limits.vocab_size - 1}.",
             param=param,
         )
-    return np.asarray(prompt_ids, np.int32)
+    return ids
 
 
 def build_requests(
@@ -85,9 +89,10 @@ def build_requests(
     max_tokens = _max_tokens(len(prompt_ids), params, limits, default_max_tokens)
     _check_ids("stop_token_ids", params.stop_token_ids, limits)
     _check_ids("allowed_token_ids", params.allowed_token_ids, limits)
-    _check_ids("logit_bias", tuple(params.logit_bias), limits)
-    eos_token_ids = () if params.ignore_eos else limits.eos_token_ids
-    stop_token_ids = tuple(dict.fromkeys((*params.stop_token_ids, *eos_token_ids)))
+    _check_ids("logit_bias", params.logit_bias, limits)
+    stop_token_ids = () if params.ignore_eos else limits.eos_token_ids
+    if params.stop_token_ids:
+        stop_token_ids = tuple(dict.fromkeys((*params.stop_token_ids, *stop_token_ids)))
     structured = params.structured_output
     if structured is not None and not stop_token_ids:
         raise InvalidRequestError(
@@ -97,7 +102,8 @@ def build_requests(
         )
     grammar = "" if structured is None else structured.compiled()
     early = stop_token_ids if params.min_tokens > 0 else ()
-    _check_something_is_left(params, {*early, *(word[-1] for word in bad_words)})
+    if params.allowed_token_ids:
+        _check_something_is_left(params, {*early, *(word[-1] for word in bad_words)})
     seed = random.getrandbits(63) if params.seed is None else params.seed
     sampling = [
         TokenSampling(
@@ -188,7 +194,7 @@ def encode_bad_words(
     return tuple(sequences)
 
 
-def _check_ids(name: str, token_ids: Sequence[int], limits: ModelLimits) -> None:
+def _check_ids(name: str, token_ids: Iterable[int], limits: ModelLimits) -> None:
     for token_id in token_ids:
         if not 0 <= token_id < limits.vocab_size:
             raise InvalidRequestError(
@@ -199,7 +205,7 @@ def _check_ids(name: str, token_ids: Sequence[int], limits: ModelLimits) -> None
 
 
 def _check_something_is_left(params: SamplingParams, banned: set[int]) -> None:
-    if params.allowed_token_ids and banned.issuperset(params.allowed_token_ids):
+    if banned.issuperset(params.allowed_token_ids):
         raise InvalidRequestError(
             "'bad_words' or 'min_tokens' may ban everything that 'allowed_token_ids' allows; allow "
             "more tokens.",

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
+from msgspec.structs import astuple, force_setattr
 
 from tokasaurus.errors import InvalidRequestError
 from tokasaurus.server.structured_output import StructuredOutput
@@ -80,12 +81,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """Prompts share cached prefixes only with prompts of the same salt."""
 
     def __post_init__(self) -> None:
-        for name, default in _DEFAULTS:
-            value = getattr(self, name)
+        for name, default, value in zip(_NAMES, _DEFAULTS, astuple(self), strict=True):
             if value is not default:  # defaults are valid, and most values are the default
                 checked = _CHECKS[name](name, value)
                 if checked is not value:
-                    msgspec.structs.force_setattr(self, name, checked)
+                    force_setattr(self, name, checked)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequestError(
                 f"'min_tokens' ({self.min_tokens}) must not be above 'max_tokens' "
@@ -173,6 +173,8 @@ def _ids(max_count: int) -> _Check:
 
 
 def _checked_logit_bias(name: str, biases: Any) -> dict[int, float]:
+    if biases == {}:  # the default, which is a new one each time
+        return biases
     if not isinstance(biases, Mapping):
         raise _invalid(name, "an object of token ids and numbers", biases)
     if len(biases) > MAX_LOGIT_BIASES:
@@ -234,6 +236,5 @@ _CHECKS: dict[str, _Check] = {
     "include_stop_str_in_output": _checked_flag,
     "cache_salt": _checked_salt,
 }
-_DEFAULTS = tuple(
-    zip(SamplingParams.__struct_fields__, SamplingParams.__struct_defaults__, strict=True)
-)
+_NAMES = SamplingParams.__struct_fields__
+_DEFAULTS = SamplingParams.__struct_defaults__

@@ -12,10 +12,12 @@ def count_usage(generations: Sequence[Generation], *, n: int) -> Usage:
     A prompt's later samples find what its first one computed: only what the first found, which is
     the least, was cached before.
     """
-    firsts = range(0, len(generations), n)
-    num_prompt_tokens = sum(generations[i].num_prompt_tokens for i in firsts)
-    num_output_tokens = sum(len(g.output_ids) for g in generations)
-    num_cached = sum(min(g.num_cached_tokens for g in generations[i : i + n]) for i in firsts)
+    num_prompt_tokens = num_output_tokens = num_cached = 0
+    for first in range(0, len(generations), n):
+        samples = generations[first : first + n]
+        num_prompt_tokens += samples[0].num_prompt_tokens
+        num_output_tokens += sum([len(g.output_ids) for g in samples])
+        num_cached += min([g.num_cached_tokens for g in samples])
     return Usage(
         prompt_tokens=num_prompt_tokens,
         completion_tokens=num_output_tokens,

@@ -88,17 +88,16 @@ class ChatCompletionRequest(SamplingFields):
 
     def sampling_params(self) -> SamplingParams:
         """Raises InvalidRequestError for values out of range, or that contradict each other."""
-        values = self.sampling_values() | {"logprobs": self._num_logprobs()}
-        limits = {
-            name: value
-            for name in ("max_completion_tokens", "max_tokens")
-            if (value := getattr(self, name)) is not None
-        }
-        for name, value in limits.items():
+        values = self.sampling_values()
+        values["logprobs"] = self._num_logprobs()
+        new, old = self.max_completion_tokens, self.max_tokens
+        for name, value in (("max_completion_tokens", new), ("max_tokens", old)):
+            if value is None:
+                continue
             if value < 1:
                 raise InvalidRequestError(f"{name!r} must be at least 1, not {value}.", param=name)
             values["max_tokens"] = value
-        if len(set(limits.values())) > 1:
+        if new is not None and old is not None and new != old:
             raise InvalidRequestError(
                 "'max_tokens' and 'max_completion_tokens' differ; give only the latter.",
                 param="max_tokens",

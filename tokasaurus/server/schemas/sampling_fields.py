@@ -120,16 +120,16 @@ class SamplingFields(BaseModel):
 
     def sampling_values(self) -> dict[str, Any]:
         """The arguments for SamplingParams that the client gave and that need no translation."""
-        given = {
-            name: value
-            for name in self.model_fields_set
-            if (value := getattr(self, name)) is not None
+        given, fields = self.model_fields_set, self.__dict__
+        values = {
+            name: value for name in given & _SAMPLING_NAMES if (value := fields[name]) is not None
         }
-        values = {name: given[name] for name in given.keys() & _SAMPLING_NAMES}
-        asked = {name: given[name] for name in _STRUCTURED_NAMES if name in given}
-        output = structured_output(asked) if asked else None
-        return values if output is None else values | {"structured_output": output}
+        if not given.isdisjoint(_STRUCTURED_NAMES):
+            asked = {n: v for n in _STRUCTURED_NAMES if (v := fields[n]) is not None}
+            if asked and (output := structured_output(asked)) is not None:
+                values["structured_output"] = output
+        return values
 
 
 _STRUCTURED_NAMES = ("response_format", "structured_outputs", *GUIDED_FIELDS)
-_SAMPLING_NAMES = SamplingFields.model_fields.keys() & SamplingParams.__struct_fields__
+_SAMPLING_NAMES = frozenset(SamplingFields.model_fields.keys() & SamplingParams.__struct_fields__)

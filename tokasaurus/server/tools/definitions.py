@@ -60,6 +60,8 @@ class Tool:
 
 def checked_tools(tools: Any) -> list[Tool]:
     """Of a chat completion; null is none. Raises InvalidRequestError that names the field."""
+    if tools is None:
+        return []
     checked: list[Tool] = []
     for index, tool in enumerate(checked_list(tools)):
         where = f"tools[{index}]"

@@ -83,7 +83,9 @@ def tool_use_of(tools: list[Tool], choice: Any, *, parallel: bool) -> ToolUse:
 
     Raises InvalidRequestError, which names the field, for what can't be honoured.
     """
-    if choice in (None, "auto"):
+    if choice is None or choice == "auto":
+        if not tools:
+            return NO_TOOLS
         return ToolUse(offered=tuple(tools), parallel=parallel)
     if choice == "none":
         return NO_TOOLS

@@ -10,6 +10,9 @@ from tokasaurus.manager.sequence import Sequence
 _RUNNING_PER_QUESTION = 128
 """A head that was refused is asked about again when one in so many has left."""
 
+_MAX_FIRST_ASKED = 8
+"""More may have fitted the last time, when many ended at once."""
+
 
 class AdmissionPolicy(Protocol):
     """Says whether more sequences fit. Of what they share with running ones, nothing counts twice;
@@ -61,18 +64,21 @@ class Onboarder:
         self._policy = policy
         self._refused: tuple[int, int] | None = None
         """(request, releases) of the last refusal: nothing can have changed without releases."""
+        self._num_admitted = 1
+        """The last time that any were; about as many are likely to fit the next time."""
 
     def onboard(self) -> None:
         """Admit until the head of the queue does not fit; nobody overtakes it.
 
-        The number that is asked for at once doubles while they fit; from the first refusal on it
-        halves.
+        The number that is asked for at once, which begins where it ended the last time, doubles
+        while they fit; from the first refusal on it halves.
         """
         running = self._running
         if not len(self._queue) or not running.slots.num_free_slots or self._is_refused():
             return
         self._policy.begin()
-        num_asked = 1
+        num_asked = min(self._num_admitted, _MAX_FIRST_ASKED)
+        num_admitted = 0
         was_refused = False
         matches: list[PrefixMatch] = []
         while (num_free := running.slots.num_free_slots) and len(self._queue):
@@ -81,6 +87,7 @@ class Onboarder:
                 matches = [running.match(sequence) for sequence in candidates]
             if self._policy.admits(running, matches):
                 self._onboard_all(matches)
+                num_admitted += len(matches)
                 num_asked = max(1, len(matches) // 2) if was_refused else 2 * len(matches)
                 matches = []
             elif len(matches) > 1:
@@ -88,7 +95,8 @@ class Onboarder:
                 matches = matches[: len(matches) // 2]
             else:
                 self._refused = (matches[0].sequence.request_id, running.num_releases)
-                return
+                break
+        self._num_admitted = num_admitted or self._num_admitted
 
     def _is_refused(self) -> bool:
         """Whether the head was refused, and too few have left since to ask again."""

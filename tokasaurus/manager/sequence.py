@@ -81,9 +81,9 @@ class Sequence:
     def from_request(
         cls, request: GenerateRequest, arrival: int, queued_at: float = 0.0
     ) -> "Sequence":
-        token_ids = request.prompt_ids
+        token_ids = np.asarray(request.prompt_ids, np.int32)
         if request.output_ids is not None and request.output_ids.size:
-            token_ids = np.concatenate([token_ids, request.output_ids])
+            token_ids = np.concatenate([token_ids, request.output_ids], dtype=np.int32)
         # What ends by length alone says nothing about what may stop.
         kind = 2 * zlib.crc32(request.predictor_key.encode()) + bool(request.stop_token_ids)
         return cls(

@@ -21,6 +21,7 @@ PLAIN = {"cpu_kernels": False}
 
 @pytest.fixture(scope="module")
 def compiled(make_runner: MakeRunner) -> TorchRunner:
+    torch.compiler.reset()  # all tests share a process, and its limit of graphs
     return make_runner(forward=ForwardOptions(compile_options=CompileOptions()), **PLAIN)
 
 

@@ -187,6 +187,7 @@ def test_every_expert_has_one_rank() -> None:
 
 
 def test_one_graph_serves_all_batches() -> None:
+    torch.compiler.reset()  # all tests share a process, and its limit of graphs
     torch.manual_seed(0)
     layer = make(6, 2, shared=True)
     counter = CompileCounterWithBackend("aot_eager")

@@ -123,8 +123,12 @@ def test_a_killed_engine_goes_on_where_it_was(tmp_path: Path) -> None:
         with client_of(first) as client:
             batch = start(client, path)
             deadline = time.monotonic() + 120
+            worker = first.children()["worker0.0"]
             while count_of(client, batch.id) < 20:
                 assert time.monotonic() < deadline
+                worker.resume()
+                time.sleep(0.05)
+                worker.suspend()  # so that nothing ends between counting and killing
         children = list(first.children().values())
         first.popen.kill()
         for child in children:

@@ -52,8 +52,11 @@ class StepSampler:
 
     def apply(self, step: StepInput) -> None:
         """Free and add, in this order."""
-        if not step.added_slots and not len(step.freed_slots):
-            return
+        if step.added_slots or len(step.freed_slots):
+            self._take_over(step)
+
+    @torch.inference_mode()
+    def _take_over(self, step: StepInput) -> None:
         self._adjustments.apply(step)
         if self._decides:
             self._grammars.apply(step)

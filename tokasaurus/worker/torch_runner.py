@@ -4,7 +4,7 @@ Shapes: T tokens of the step, D hidden size, S rows that sample, V vocabulary.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -253,22 +253,22 @@ class TorchRunner:
 
     def execute(self, step: StepInput) -> StepHandle:
         if self._decodes is None:
-            return self._launch(step, self._micro_batcher.split(step))
+            return self._launch(step, self._micro_batches(step))
         self._apply(step)
         tokens = self._decodes.run(step, self._last_tokens_on_host)
         if tokens is not None:
             return DecodedStep(step.step_id, tokens)
-        return self._launch(step, [MicroBatch(step)], is_applied=True)
+        return self._launch(step, [MicroBatch(step)])
+
+    def _micro_batches(self, step: StepInput) -> Iterator[MicroBatch]:
+        """Each is applied when it is taken."""
+        for micro_batch in self._micro_batcher.split(step):
+            self._apply(micro_batch.step)
+            yield micro_batch
 
     @torch.inference_mode()
-    def _launch(
-        self, step: StepInput, micro_batches: list[MicroBatch], *, is_applied: bool = False
-    ) -> TorchStepHandle:
-        parts = []
-        for micro_batch in micro_batches:
-            if not is_applied:
-                self._apply(micro_batch.step)
-            parts.append(self._run(micro_batch))
+    def _launch(self, step: StepInput, micro_batches: Iterable[MicroBatch]) -> TorchStepHandle:
+        parts = [self._run(micro_batch) for micro_batch in micro_batches]
         outcome = StepResult.join(parts)
         timing = None
         if self._device.type == "cuda":

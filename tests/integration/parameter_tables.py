@@ -63,6 +63,7 @@ SAMPLING: Table = {
     "guided_regex": (Changes("[0-9]{4}"), Refuses("(")),
     "guided_choice": (Changes(["yes", "no"]), Refuses([])),
     "guided_grammar": (Changes('start: "a"'), Refuses("start: b")),
+    "prompt_logprobs": (Changes(2), Refuses(2, {"stream": True})),
     "seed": (Changes(2, WARM), Refuses(-1)),
     "max_tokens": (Changes(3), Refuses(-1)),
     "min_tokens": (Changes(4, ONLY | {"stop_token_ids": [95]}), Refuses(100)),

@@ -1,15 +1,16 @@
-"""Log-probabilities of tokens in the two forms that OpenAI's API has."""
+"""Log-probabilities of tokens in the two forms that OpenAI's API has, and prompts' in vLLM's."""
 
 import math
 from collections.abc import Sequence
 
-from tokasaurus.server.generation import TokenLogprob
+from tokasaurus.server.generation import Generation, TokenLogprob
 from tokasaurus.server.schemas.chat_completions import (
     ChatLogprobs,
     ChatTokenLogprob,
     TopLogprob,
 )
 from tokasaurus.server.schemas.completions import CompletionLogprobs
+from tokasaurus.server.schemas.prompt_logprobs import PromptLogprob, PromptLogprobs
 from tokasaurus.tokenization.detokenizer import Detokenizer
 from tokasaurus.tokenization.tokenizer import Tokenizer
 
@@ -35,6 +36,22 @@ def chat_logprobs(entries: Sequence[TokenLogprob], tokenizer: Tokenizer) -> Chat
         others = [top(token_id, logprob) for token_id, logprob in entry.top]
         content.append(ChatTokenLogprob(own.token, own.logprob, own.bytes, others))
     return ChatLogprobs(content)
+
+
+def prompt_logprobs(generation: Generation, tokenizer: Tokenizer) -> PromptLogprobs:
+    """Of all tokens of its prompt."""
+
+    def shown(token_id: int, logprob: float, rank: int | None) -> PromptLogprob:
+        text = tokenizer.token_bytes(token_id).decode(errors="replace")
+        return PromptLogprob(finite(logprob), rank, text)
+
+    scores: PromptLogprobs = [None]
+    for entry in generation.prompt_logprobs:
+        likely = {str(i): shown(i, p, rank) for rank, (i, p) in enumerate(entry.top, 1)}
+        own = str(entry.token_id)
+        chosen = likely.get(own) or shown(entry.token_id, entry.logprob, None)
+        scores.append({own: chosen} | likely)
+    return scores
 
 
 class CompletionLogprobsBuilder:

@@ -125,7 +125,7 @@ class EventStream(Response):
 
     def _next(self) -> tuple[bytes, bool]:
         """What is to be written now, and whether that was the last."""
-        group = self._group
+        group, write, event = self._group, self._write, self._framing.event
         events: list[bytes] = []
         try:
             for generation in group.take_ready():
@@ -133,7 +133,8 @@ class EventStream(Response):
                     return b"", True
                 if generation.error is not None:
                     raise generation.error
-                events += self._events(self._write(generation))
+                for chunk in write(generation):
+                    events.append(chunk if isinstance(chunk, bytes) else event(chunk))
             if group.has_finished:
                 events += self._events(self._last_chunks())
                 events.append(self._framing.end)

@@ -188,6 +188,34 @@ def test_logprobs(echo: bool) -> None:
     run(check)
 
 
+def test_prompt_logprobs() -> None:
+    async def check(server: TinyServer) -> None:
+        options = {"prompt_logprobs": 2, "n": 2}
+        response = await server.complete(prompt=[21, 22, 14], **options)
+        likely = {"logprob": -0.5, "decoded_token": TOKENIZER.token_bytes(20).decode()}
+        for choice in response["choices"]:
+            first, second, third = choice["prompt_logprobs"]
+            assert first is None
+            assert list(second) == ["22", "20", "21"]
+            assert second["22"]["logprob"] == -22 / 8
+            assert second["22"]["rank"] is None
+            assert second["20"] == likely | {"rank": 1}
+            assert second["21"]["rank"] == 2
+            assert third["14"]["logprob"] == -9999
+        assert server.manager.requests[0].sampling.num_prompt_logprobs == 2
+        chat = await server.chat(prompt_logprobs=0)
+        assert chat["prompt_logprobs"][0] is None
+        assert {len(entry) for entry in chat["prompt_logprobs"][1:]} == {1}
+        assert "prompt_logprobs" not in await server.chat()
+        await server.complete(prompt_logprobs=1, echo=True, logprobs=1)
+        for refused in ({"stream": True}, {"echo": True, "logprobs": 3}, {"prompt_logprobs": 21}):
+            body = {"prompt": "The", "prompt_logprobs": 2} | refused
+            error = await server.error("/v1/completions", body)
+            assert error["param"] == "prompt_logprobs"
+
+    run(check)
+
+
 def test_logprobs_of_the_drawn_token_only() -> None:
     async def check(server: TinyServer) -> None:
         response = await server.complete(logprobs=0)

@@ -11,6 +11,7 @@ from tokasaurus.server.chat_choices import ChatChoiceWriter, chat_choice
 from tokasaurus.server.chat_turns import ChatTurn, RunningTurn, start_turn
 from tokasaurus.server.generation import Generation
 from tokasaurus.server.ids import new_id
+from tokasaurus.server.logprobs import prompt_logprobs
 from tokasaurus.server.openapi import answers, takes
 from tokasaurus.server.reasoning.effort import effort_variables, with_own_variables
 from tokasaurus.server.schemas.chat_completions import (
@@ -20,6 +21,7 @@ from tokasaurus.server.schemas.chat_completions import (
     ChatCompletionRequest,
     ChatDelta,
 )
+from tokasaurus.server.schemas.prompt_logprobs import PromptLogprobs
 from tokasaurus.server.schemas.usage import Usage
 from tokasaurus.server.state import ServerState, state_of
 from tokasaurus.server.streaming import Chunks, EventStream, News, TextEvents
@@ -102,6 +104,9 @@ class _ChatMaker:
 
     def whole(self, generations: list[Generation]) -> ChatCompletion:
         running = self._running
+        scores: PromptLogprobs | msgspec.UnsetType = msgspec.UNSET
+        if running.turn.params.prompt_logprobs is not None:
+            scores = prompt_logprobs(generations[0], self._tokenizer)
         return ChatCompletion(
             id=self._id,
             created=self._created,
@@ -111,26 +116,27 @@ class _ChatMaker:
                 for g in generations
             ],
             usage=count_usage(generations, n=running.turn.params.n),
+            prompt_logprobs=scores,
         )
 
     def chunks(self, generation: Generation) -> News:
         index = generation.index
         text = self._writers[index].take_text(generation)
         if text is not None:
-            return [self._text_events_of(index).event(text)] if text else []
+            if not text:
+                return []
+            events = self._text_events.get(index) or self._begin_text_events(index)
+            return [events.event(text)]
         choices = self._writers[index].write(generation)
         chunks: Chunks = [self._chunk([choice], self._null_usage) for choice in choices]
         return chunks
 
-    def _text_events_of(self, index: int) -> TextEvents:
-        events = self._text_events.get(index)
-        if events is None:
+    def _begin_text_events(self, index: int) -> TextEvents:
+        def chunk(text: str) -> ChatChunk:
+            choice = ChatChunkChoice(index=index, delta=ChatDelta(content=text))
+            return self._chunk([choice], self._null_usage)
 
-            def chunk(text: str) -> ChatChunk:
-                choice = ChatChunkChoice(index=index, delta=ChatDelta(content=text))
-                return self._chunk([choice], self._null_usage)
-
-            events = self._text_events[index] = TextEvents(chunk)
+        events = self._text_events[index] = TextEvents(chunk)
         return events
 
     def usage_chunks(self, usage: Usage) -> Chunks:

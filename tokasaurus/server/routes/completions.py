@@ -13,6 +13,7 @@ from tokasaurus.server.completion_prompts import encode_prompts, split_prompts
 from tokasaurus.server.engine_client import Prompt
 from tokasaurus.server.generation import Generation
 from tokasaurus.server.ids import new_id
+from tokasaurus.server.logprobs import prompt_logprobs
 from tokasaurus.server.openapi import answers, takes
 from tokasaurus.server.prompt_truncation import truncated
 from tokasaurus.server.schemas.completions import Completion, CompletionChoice, CompletionRequest
@@ -91,6 +92,8 @@ class _CompletionMaker:
         self._model = state.model_name
         self._n = n = body.n or 1
         self._num_drawn = num_drawn
+        self._tokenizer = state.tokenizer
+        self._scores_prompts = body.prompt_logprobs is not None
         self._null_usage = None if body.includes_usage else msgspec.UNSET
         skip = body.skip_special_tokens is not False
         echoed: list[str | None] = [None] * len(prompts)
@@ -115,26 +118,29 @@ class _CompletionMaker:
         if self._num_drawn > self._n:
             generations = best_samples(generations, num_drawn=self._num_drawn, n=self._n)
         choices = [w.write(g) for w, g in zip(self._writers, generations, strict=True)]
+        if self._scores_prompts:
+            for choice, generation in zip(choices, generations, strict=True):
+                choice.prompt_logprobs = prompt_logprobs(generation, self._tokenizer)
         return self._completion(choices, usage)
 
     def chunks(self, generation: Generation) -> News:
         index = generation.index
         text = self._writers[index].take_text(generation)
         if text is not None:
-            return [self._text_events_of(index).event(text)] if text else []
+            if not text:
+                return []
+            events = self._text_events.get(index) or self._begin_text_events(index)
+            return [events.event(text)]
         choice = self._writers[index].write(generation)
         chunks: Chunks = [self._completion([choice], self._null_usage)]
         return chunks
 
-    def _text_events_of(self, index: int) -> TextEvents:
-        events = self._text_events.get(index)
-        if events is None:
+    def _begin_text_events(self, index: int) -> TextEvents:
+        def chunk(text: str) -> Completion:
+            choice = CompletionChoice(index=index, text=text, logprobs=None, finish_reason=None)
+            return self._completion([choice], self._null_usage)
 
-            def chunk(text: str) -> Completion:
-                choice = CompletionChoice(index=index, text=text, logprobs=None, finish_reason=None)
-                return self._completion([choice], self._null_usage)
-
-            events = self._text_events[index] = TextEvents(chunk)
+        events = self._text_events[index] = TextEvents(chunk)
         return events
 
     def usage_chunks(self, usage: Usage) -> Chunks:

@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, WithJsonSchema
 from tokasaurus.errors import InvalidRequestError
 from tokasaurus.server.reasoning.effort import EFFORTS
 from tokasaurus.server.sampling_params import MAX_LOGPROBS, SamplingParams
+from tokasaurus.server.schemas.prompt_logprobs import PromptLogprobs
 from tokasaurus.server.schemas.sampling_fields import SamplingFields
 from tokasaurus.server.schemas.usage import Usage
 from tokasaurus.server.tools.definitions import TOOLS_SCHEMA
@@ -175,6 +176,7 @@ class ChatCompletion(msgspec.Struct, kw_only=True):
     model: str
     choices: list[ChatChoice]
     usage: Usage
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
 class CalledFunctionDelta(msgspec.Struct):

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, WithJsonSchema
 
 from tokasaurus.errors import InvalidRequestError
 from tokasaurus.server.sampling_params import MAX_N, SamplingParams, shown
+from tokasaurus.server.schemas.prompt_logprobs import PromptLogprobs
 from tokasaurus.server.schemas.sampling_fields import SamplingFields
 from tokasaurus.server.schemas.usage import Usage
 
@@ -38,6 +39,12 @@ class CompletionRequest(SamplingFields):
         """Of all samples that are drawn. Raises InvalidRequestError for values out of range."""
         values = self.sampling_values() | {"logprobs": self.logprobs}
         if self.echo and self.logprobs is not None:
+            if self.prompt_logprobs not in (None, self.logprobs):
+                raise InvalidRequestError(
+                    "'logprobs' with 'echo' scores the prompt, too; give 'prompt_logprobs' the "
+                    "same number, or leave it out.",
+                    param="prompt_logprobs",
+                )
             values["prompt_logprobs"] = self.logprobs
         params = SamplingParams(**values)
         if self.best_of is None or self.best_of == params.n:
@@ -74,6 +81,7 @@ class CompletionChoice(msgspec.Struct, kw_only=True):
     index: int
     logprobs: CompletionLogprobs | None
     finish_reason: Literal["stop", "length"] | None
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
 
 
 class Completion(msgspec.Struct, kw_only=True):

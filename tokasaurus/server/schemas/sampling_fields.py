@@ -82,6 +82,9 @@ class SamplingFields(BaseModel):
     guided_regex: str | None = None
     guided_choice: list[str] | None = Field(None, json_schema_extra={"minItems": 1})
     guided_grammar: str | None = None
+    prompt_logprobs: int | None = Field(
+        None, description="Score the prompt, with so many of the most likely tokens."
+    )
     seed: int | None = None
     max_tokens: int | None = None
     min_tokens: int | None = None
@@ -116,6 +119,10 @@ class SamplingFields(BaseModel):
         if self.stream_options is not None and not self.stream:
             raise InvalidRequestError(
                 "'stream_options' may only be given when 'stream' is true.", param="stream_options"
+            )
+        if self.prompt_logprobs is not None and self.stream:
+            raise InvalidRequestError(
+                "'prompt_logprobs' can't be streamed; leave 'stream' out.", param="prompt_logprobs"
             )
 
     def sampling_values(self) -> dict[str, Any]:

@@ -29,7 +29,6 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "length_penalty": (1,),
     "modalities": (["text"],),
     "moderation": (),
-    "prompt_logprobs": (),
     "reasoning_effort": (),
     "service_tier": ("auto", "default"),
     "spaces_between_special_tokens": (True,),

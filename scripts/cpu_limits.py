@@ -22,12 +22,12 @@ from limit_meter import (
     Clock,
     LinearPass,
     Machine,
+    MemoryReader,
     Pack,
     Shape,
     limit_of,
     plain_ways,
     quantized_ways,
-    read_bandwidth,
 )
 from workloads import WORKLOADS
 
@@ -98,7 +98,7 @@ def main() -> None:
     dtype = getattr(torch, args.dtype)
     print(f"{shape.parameters / 1e6:.1f} M parameters, {args.dtype}, ", end="")
     print(f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
-    bandwidth = read_bandwidth(clock, torch.ones(1 << 26))
+    bandwidth = MemoryReader().bandwidth(clock)
     print(f"memory read {bandwidth / 1e9:.1f} GB/s")
     table = pass_table(shape, dtype, plain_ways(dtype) | quantized_ways(), clock)
     print_pass_table(table)

@@ -61,6 +61,40 @@ def test_equals_float64(
 
 @settings(max_examples=30, deadline=None, suppress_health_check=FIXTURE_IS_CONSTANT)
 @given(
+    in_features=st.integers(1, 300),
+    out_features=st.integers(1, 1000),
+    gated=st.booleans(),
+    dtype=st.sampled_from(list(TOLERANCE)),
+    seed=st.integers(0, 2**31),
+)
+def test_single_rows_equal_float64(
+    kernels: Kernels,
+    in_features: int,
+    out_features: int,
+    gated: bool,
+    dtype: torch.dtype,
+    seed: int,
+) -> None:
+    """Of weights wide enough for streams of several panels; within what float32 sums may err."""
+    rng = torch.Generator().manual_seed(seed)
+    num_weight_rows = 2 * out_features if gated else out_features
+    weight = torch.randn(num_weight_rows, in_features, generator=rng).to(dtype)
+    x = torch.randn(1, in_features, generator=rng).to(dtype)
+    y = PackedLinear(kernels, weight, None, gated=gated, float_output=True)(x)
+    expected = x.double() @ weight.double().T
+    allowed = in_features * 2**-23 * (x.double().abs() @ weight.double().abs().T)
+    if gated:
+        gate, up = expected.chunk(2, dim=-1)
+        of_gate, of_up = allowed.chunk(2, dim=-1)
+        # The slope of silu is at most 1.1; its exponential is good to some units of the last place.
+        expected = F.silu(gate) * up
+        allowed = 1.1 * of_gate * (up.abs() + of_up) + F.silu(gate).abs() * of_up
+        allowed = allowed + 2**-20 * (expected.abs() + allowed)
+    assert ((y.double() - expected).abs() <= allowed).all()
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=FIXTURE_IS_CONSTANT)
+@given(
     counts=st.lists(st.integers(0, 6) | st.just(70), min_size=1, max_size=6),
     num_others=st.integers(0, 3),
     in_features=st.integers(1, 80) | st.just(300),

@@ -20,7 +20,8 @@ ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2**-7}
 """Per dtype, an error that no root-sum-square of rounded terms reaches: products of many bfloat16
 rows round the weights, too, by a standard deviation of at most 2**-9 / 3**0.5."""
 DTYPES = list(ROUNDING)
-ROWS = st.integers(0, 30) | st.sampled_from([95, 130])
+ROWS = st.integers(0, 30) | st.sampled_from([1, 95, 130])
+OUT_FEATURES = st.integers(1, 100) | st.sampled_from([450, 1000])
 IN_FEATURES = st.integers(1, 80) | st.sampled_from([255, 256, 257, 520, 1100])
 FIXTURE_IS_CONSTANT = [HealthCheck.function_scoped_fixture]
 
@@ -51,7 +52,7 @@ def round_activations(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 @given(
     rows=ROWS,
     in_features=IN_FEATURES,
-    out_features=st.integers(1, 100),
+    out_features=OUT_FEATURES,
     dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 2**31),
 )
@@ -72,7 +73,7 @@ def test_int8_is_the_integer_product(
     weight_format=st.sampled_from(WEIGHT_ONLY),
     rows=ROWS,
     in_features=IN_FEATURES,
-    out_features=st.integers(1, 100),
+    out_features=OUT_FEATURES,
     gated=st.booleans(),
     has_bias=st.booleans(),
     dtype=st.sampled_from(DTYPES),

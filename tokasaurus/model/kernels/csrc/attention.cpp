@@ -10,8 +10,8 @@
 namespace toka {
 namespace {
 
-constexpr int64_t SMALL_TILE = 64;    // keys per tile of items with many query rows
-constexpr int64_t LARGE_TILE = 128;   // and of those with few
+// Keys per tile: with heads of 64 elements, its keys and values and the next one's keys fit into L1.
+constexpr int64_t TILE = 64;
 
 // With fewer items per thread, one that is taken ahead may keep a thread waiting.
 constexpr int64_t ITEMS_AHEAD = 16;
@@ -46,9 +46,7 @@ class Worker {
     item_ = &item;
     rows_ = item.num_tokens * group_;
     blocks_ = call_.block_ids + item.block_offset;
-    const bool aligned = call_.cache.page_size % W == 0;
-    expands_ = !aligned || (PACK == 2 && !HAS_BF16_DOT && rows_ > 2 * MR);
-    tile_ = rows_ > 2 * MR ? SMALL_TILE : LARGE_TILE;
+    expands_ = call_.cache.page_size % W != 0 || (PACK == 2 && !HAS_BF16_DOT && rows_ > 2 * MR);
     reserve();
     load_queries();
     for (int64_t i = 0; i < rows_; i++) {
@@ -77,8 +75,8 @@ class Worker {
  private:
   int64_t tile_end(const Item& item, int64_t begin) const {
     const int64_t page = call_.cache.page_size;
-    int64_t end = begin + (page <= tile_ ? tile_ / page * page : tile_);
-    if (page > tile_) end = std::min(end, begin / page * page + page);
+    int64_t end = begin + (page <= TILE ? TILE / page * page : TILE);
+    if (page > TILE) end = std::min(end, begin / page * page + page);
     return std::min<int64_t>(end, item.kv_end);
   }
 
@@ -95,40 +93,34 @@ class Worker {
            item_->kv_head * shape.v_head_size();
   }
 
-  // Blocks lie anywhere in memory and are short: the machine would not see them coming.
-  static TOKA_INLINE void prefetch(const T* start, int64_t elements) {
-    const char* lines = reinterpret_cast<const char*>(start);
-    for (int64_t i = 0; i < elements * int64_t(sizeof(T)); i += 64) __builtin_prefetch(lines + i);
-  }
-
-  // Of the tile that comes next, the keys of the block that is `number` blocks into it.
-  void prefetch_ahead(int64_t number) const {
-    if (ahead_.item == nullptr) return;
+  // The keys of the block that is `number` blocks into the next tile, or null. Blocks lie anywhere in
+  // memory and are short: the machine would not see them coming.
+  const char* keys_ahead(int64_t number) const {
+    if (ahead_.item == nullptr) return nullptr;
     const int64_t token = ahead_.begin + number * call_.cache.page_size;
-    if (token >= tile_end(*ahead_.item, ahead_.begin)) return;
-    prefetch(keys_of(call_.block_ids + ahead_.item->block_offset, ahead_.item->kv_head, token),
-             call_.cache.k_head_size());
+    if (token >= tile_end(*ahead_.item, ahead_.begin)) return nullptr;
+    return reinterpret_cast<const char*>(
+        keys_of(call_.block_ids + ahead_.item->block_offset, ahead_.item->kv_head, token));
   }
 
   void reserve() {
-    const int64_t tile_rows = rows_ * tile_;
-    const int64_t expanded = expands_ ? tile_ * (head_dim_ + 1 + padded_) : 0;
+    const int64_t expanded = expands_ ? TILE * (head_dim_ + 1 + padded_) : 0;
     float* p = scratch_.template get<float>(rows_ * (q_stride_ + padded_ + 2 + 64) +
-                                            2 * tile_rows + expanded + 8 * 64 + 2 * padded_);
+                                            2 * rows_ * TILE + expanded + 8 * 64 + 2 * padded_);
     auto take = [&p](int64_t count) {
       float* start = p;
       p += (count + 15) / 16 * 16;
       return start;
     };
-    scores_ = take(tile_rows);
-    probabilities_ = take(tile_rows);
+    scores_ = take(rows_ * TILE);
+    probabilities_ = take(rows_ * TILE);
     output_ = take(rows_ * padded_);
     queries_ = take(rows_ * q_stride_);
     last_pair_ = take(padded_);
     max_ = take(rows_);
     sum_ = take(rows_);
-    k_tile_ = take(expands_ ? tile_ * (head_dim_ + 1) : 0);
-    v_tile_ = take(expands_ ? tile_ * padded_ : 0);
+    k_tile_ = take(expands_ ? TILE * (head_dim_ + 1) : 0);
+    v_tile_ = take(expands_ ? TILE * padded_ : 0);
   }
 
   template <class Q>
@@ -152,34 +144,44 @@ class Worker {
       convert_queries(reinterpret_cast<A*>(queries_));
   }
 
-  // scores[rows][columns of B] = Q B for `vectors` vectors of B.
+  // scores[rows][columns of B] = Q B for `vectors` vectors of B. As many bytes as B has are fetched
+  // from `ahead` meanwhile, if it is not null.
   template <class B, class Q>
-  void score(const Q* q, const B* b, int64_t ldb, int64_t steps, int64_t vectors, float* out) {
+  void score(const Q* q, const B* b, int64_t ldb, int64_t steps, int64_t vectors, float* out,
+             const char* ahead) {
     for (int64_t i = 0; i < rows_; i += MR) {
       const int m = int(std::min<int64_t>(MR, rows_ - i));
+      const char* fetched = i == 0 ? ahead : nullptr;
       with_rows(m, [&](auto constant) {
         constexpr int M = decltype(constant)::value;
         int64_t v = 0;
-        for (; v + NV <= vectors; v += NV) score_tile<M, NV>(q, b, ldb, steps, i, v, out);
-        for (; v < vectors; v++) score_tile<M, 1>(q, b, ldb, steps, i, v, out);
+        for (; v + NV <= vectors; v += NV)
+          score_tile<M, NV>(q, b, ldb, steps, i, v, out, fetched);
+        for (; v < vectors; v++) score_tile<M, 1>(q, b, ldb, steps, i, v, out, fetched);
       });
     }
   }
 
   template <int M, int N, class B, class Q>
   TOKA_INLINE void score_tile(const Q* q, const B* b, int64_t ldb, int64_t steps, int64_t i,
-                              int64_t v, float* out) {
+                              int64_t v, float* out, const char* ahead) {
     F acc[M][N] = {};
-    multiply(q + i * q_stride_, q_stride_, b + v * W * Operand<B>::PACK, ldb, int(steps), acc);
+    const Q* rows = q + i * q_stride_;
+    const B* keys = b + v * W * Operand<B>::PACK;
+    if (ahead != nullptr)
+      multiply(rows, q_stride_, keys, ldb, int(steps), acc,
+               Fetch<N * W * 4>{ahead + v * W * 4 * steps});
+    else
+      multiply(rows, q_stride_, keys, ldb, int(steps), acc);
     for (int r = 0; r < M; r++)
-      for (int n = 0; n < N; n++) store(out + (i + r) * tile_ + (v + n) * W, acc[r][n]);
+      for (int n = 0; n < N; n++) store(out + (i + r) * TILE + (v + n) * W, acc[r][n]);
   }
 
   // Scores of keys [begin, end) become probabilities; outputs so far are rescaled.
   void softmax(int64_t begin, int64_t end) {
     const int64_t columns = (end - begin + W - 1) / W * W;
     for (int64_t i = 0; i < rows_; i++) {
-      float* s = scores_ + i * tile_;
+      float* s = scores_ + i * TILE;
       int64_t visible_end = end, visible_begin = begin;
       if (item_->position0 >= 0) {
         const int64_t position = item_->position0 + i / group_;
@@ -223,9 +225,9 @@ class Worker {
 
   TOKA_INLINE void store_probabilities(int64_t row, int64_t column, F p) {
     if (expands_)
-      store(probabilities_ + row * tile_ + column, p);
+      store(probabilities_ + row * TILE + column, p);
     else
-      store(reinterpret_cast<A*>(probabilities_) + row * tile_ + column, p);
+      store(reinterpret_cast<A*>(probabilities_) + row * TILE + column, p);
   }
 
   void direct_tile(int64_t begin, int64_t end) {
@@ -233,10 +235,9 @@ class Worker {
     const int64_t page = shape.page_size, steps = (head_dim_ + PACK - 1) / PACK;
     for (int64_t t = begin; t < end;) {
       const int64_t offset = t % page, count = std::min(page - offset, end - t);
-      const T* k = keys_of(blocks_, item_->kv_head, t) + offset * PACK;
-      prefetch(values_of(t), shape.v_head_size());
-      score(reinterpret_cast<const A*>(queries_), k, page, steps, (count + W - 1) / W,
-            scores_ + (t - begin));
+      score(reinterpret_cast<const A*>(queries_),
+            keys_of(blocks_, item_->kv_head, t) + offset * PACK, page, steps, (count + W - 1) / W,
+            scores_ + (t - begin), reinterpret_cast<const char*>(values_of(t)));
       t += count;
     }
     softmax(begin, end);
@@ -254,7 +255,7 @@ class Worker {
   TOKA_INLINE void direct_output(int64_t i, int64_t begin, int64_t end, int64_t v) {
     const CacheShape& shape = call_.cache;
     const int64_t page = shape.page_size, vectors = padded_ / W;
-    const A* p = reinterpret_cast<const A*>(probabilities_) + i * tile_;
+    const A* p = reinterpret_cast<const A*>(probabilities_) + i * TILE;
     for (; v + N <= vectors; v += N) {
       F acc[M][N];
       for (int r = 0; r < M; r++)
@@ -262,8 +263,12 @@ class Worker {
       for (int64_t t = begin; t < end;) {
         const int64_t offset = t % page, count = std::min(page - offset, end - t);
         const T* values = values_of(t) + (offset / PACK * padded_ + v * W) * PACK;
-        if (i == 0 && v == 0) prefetch_ahead((t - begin) / page);
-        multiply(p + (t - begin), tile_, values, padded_, int(count / PACK), acc);
+        const char* ahead = i == 0 ? keys_ahead((t - begin) / page) : nullptr;
+        if (ahead != nullptr)
+          multiply(p + (t - begin), TILE, values, padded_, int(count / PACK), acc,
+                   Fetch<N * W * 4>{ahead + v * W * 4 * (page / PACK)});
+        else
+          multiply(p + (t - begin), TILE, values, padded_, int(count / PACK), acc);
         if (PACK == 2 && count % 2 == 1) {
           // The pair's second token is not there yet: whatever the cache holds must not count.
           const T* last = values + count / PACK * padded_ * PACK;
@@ -272,7 +277,7 @@ class Worker {
             pair[2 * n] = last[2 * n];
             assign(&pair[2 * n + 1], 0.0f);
           }
-          multiply(p + (t - begin) + count - 1, tile_, pair, padded_, 1, acc);
+          multiply(p + (t - begin) + count - 1, TILE, pair, padded_, 1, acc);
         }
         t += count;
       }
@@ -285,8 +290,8 @@ class Worker {
   }
 
   void expanded_tile(int64_t begin, int64_t end) {
-    gather_tile<T>(call_, blocks_, item_->kv_head, begin, end - begin, k_tile_, tile_, v_tile_);
-    score(queries_, k_tile_, tile_, head_dim_, (end - begin + W - 1) / W, scores_);
+    gather_tile<T>(call_, blocks_, item_->kv_head, begin, end - begin, k_tile_, TILE, v_tile_);
+    score(queries_, k_tile_, TILE, head_dim_, (end - begin + W - 1) / W, scores_, nullptr);
     softmax(begin, end);
     for (int64_t i = 0; i < rows_; i += MR) {
       const int m = int(std::min<int64_t>(MR, rows_ - i));
@@ -304,8 +309,8 @@ class Worker {
       F acc[M][N];
       for (int r = 0; r < M; r++)
         for (int n = 0; n < N; n++) acc[r][n] = load(output_ + (i + r) * padded_ + (v + n) * W);
-      multiply(static_cast<const float*>(probabilities_) + i * tile_, tile_,
-                     static_cast<const float*>(v_tile_) + v * W, padded_, int(count), acc);
+      const float *p = probabilities_ + i * TILE, *values = v_tile_ + v * W;
+      multiply(p, TILE, values, padded_, int(count), acc);
       for (int r = 0; r < M; r++)
         for (int n = 0; n < N; n++) store(output_ + (i + r) * padded_ + (v + n) * W, acc[r][n]);
     }
@@ -347,7 +352,7 @@ class Worker {
     const Item* item;
     int64_t begin;
   } ahead_ = {nullptr, 0};  // where the next tile's keys begin, if there is one
-  int64_t rows_ = 0, tile_ = 0;
+  int64_t rows_ = 0;
   bool expands_ = false;
   float *scores_, *probabilities_, *output_, *queries_, *last_pair_, *max_, *sum_;
   float *k_tile_, *v_tile_;

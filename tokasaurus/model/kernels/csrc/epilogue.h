@@ -23,6 +23,23 @@ inline int64_t num_panels(int64_t out_features, bool gated) {
   return round_up(out_features, NR) / NR * (gated ? 2 : 1);
 }
 
+// Of a weight that a single row is multiplied by: a task's streams should be long, but a thread that
+// the system takes away must not hold up the others for long.
+constexpr int64_t ROW_TASK_BYTES = int64_t(1) << 20;
+
+// Tasks of about the same size that a block of rows and all panels (of one half) are cut into, as
+// many for each thread.
+inline int64_t num_panel_tasks(const LinearCall& call, int64_t panels) {
+  int64_t tasks = call.threads * 8;
+  if (call.num_rows == 1) {
+    const int64_t bytes =
+        packed_bytes(call.out_features, call.in_features, call.gated, call.type, call.format);
+    const int64_t most = round_up(panels, PANELS_AT_ONCE) / PANELS_AT_ONCE;
+    tasks = std::min(most, std::max<int64_t>(call.threads * 2, bytes / ROW_TASK_BYTES));
+  }
+  return std::min(panels, round_up(tasks, call.threads));
+}
+
 // Runs body(row0, rows, first_panel, last_panel) over all pairs of a block of rows and a few panels
 // (of one half). Tasks of a block of rows come one after the other.
 template <class Body>
@@ -31,13 +48,12 @@ void row_panel_tasks(const LinearCall& call, int64_t row_bytes, Body&& body) {
   int64_t block = std::max<int64_t>(8 * MR, ROW_BLOCK_BYTES / row_bytes / MR * MR);
   const int64_t blocks = (M + block - 1) / block;
   block = round_up((M + blocks - 1) / blocks, MR);
-  const int64_t grain = std::max<int64_t>(1, panels / (call.threads * 8));
-  const int64_t chunks = (panels + grain - 1) / grain;
+  const int64_t chunks = num_panel_tasks(call, panels);
   parallel_pieces(blocks * chunks, 1, call.threads, [&](int64_t first, int64_t last) {
     for (int64_t task = first; task < last; task++) {
-      const int64_t row0 = task / chunks * block;
-      const int64_t panel0 = task % chunks * grain;
-      if (row0 < M) body(row0, std::min(block, M - row0), panel0, std::min(panel0 + grain, panels));
+      const int64_t row0 = task / chunks * block, chunk = task % chunks;
+      if (row0 < M)
+        body(row0, std::min(block, M - row0), chunk * panels / chunks, (chunk + 1) * panels / chunks);
     }
   });
 }

@@ -88,6 +88,19 @@ TOKA_INLINE void multiply_levels(const Level* a, ptrdiff_t lda, const int8_t* b,
   }
 }
 
+// One row of A times P packed panels, `panel_bytes` apart: each is a stream of its own from memory.
+template <int P>
+TOKA_INLINE void multiply_level_panels(const Level* a, const int8_t* b, ptrdiff_t panel_bytes,
+                                       int64_t steps, I (&acc)[P][2]) {
+#pragma GCC unroll 2
+  for (int64_t k = 0; k < steps; k++, b += NR * DOT_PACK) {
+    const I ak = splat_levels(a + k * DOT_PACK);
+    for (int p = 0; p < P; p++)
+      for (int n = 0; n < 2; n++)
+        acc[p][n] = dot(acc[p][n], ak, load_step(b + p * panel_bytes + n * W * DOT_PACK));
+  }
+}
+
 // From a panel whose steps are B's operands already: [steps][NR] lanes.
 template <int M, int N>
 TOKA_INLINE void multiply_operands(const Level* a, ptrdiff_t lda, const int32_t* b, int steps,

@@ -58,14 +58,19 @@ template <bool STREAMS, class A, class B>
 TOKA_INLINE void add_product(const A* a, int64_t lda, const B* panel, int64_t steps, int rows,
                              F* tile) {
   add_to_tile(rows, tile, [&](auto& acc, int v) TOKA_ALWAYS {
+    const B* part = panel + v * W * Operand<B>::PACK;
     constexpr bool FEW = std::extent_v<std::remove_reference_t<decltype(acc)>> <= MAX_STREAMING_ROWS;
-    multiply<STREAMS && FEW>(a, lda, panel + v * W * Operand<B>::PACK, NR, int(steps), acc);
+    if constexpr (STREAMS && FEW)
+      multiply(a, lda, part, NR, int(steps), acc, fetch_stream<NR * 4>(panel));
+    else
+      multiply(a, lda, part, NR, int(steps), acc);
   });
 }
 
 [[maybe_unused]] void expand_panel(const bf16* panel, int64_t steps, float* out) {
+  const auto fetch = fetch_stream<NR * 4>(panel);
   for (int64_t k = 0; k < steps; k++) {
-    prefetch_step(panel + k * NR * 2, NR * 2);
+    fetch(int(k));
     for (int n = 0; n < 2; n++) {
       const U pairs = load_as<U>(panel + (k * NR + n * W) * 2);
       store(out + 2 * k * NR + n * W, pair_lo(pairs));
@@ -103,6 +108,25 @@ void panel_product(const A* a, int64_t lda, const T* panel, int64_t steps, int64
         add_product<false>(row, lda, part, count, n, tile + 2 * m);
     }
   }
+}
+
+// Panels [first, last) of outputs of a single row.
+template <class T, class Out>
+void row_task(const LinearCall& call, const typename Operand<T>::A* a, int64_t first,
+              int64_t last) {
+  const Shape<T> shape(call.out_features, call.in_features, call.gated);
+  const T* packed = static_cast<const T*>(call.packed);
+  const int halves = call.gated ? 2 : 1;
+  const Epilogue<T, Out> epilogue{call};
+  in_streams<PANELS_AT_ONCE>(first, last, [&](auto streams, int64_t p, int64_t distance) TOKA_ALWAYS {
+    constexpr int P = decltype(streams)::value;
+    F sums[2][P][2] = {};
+    for (int h = 0; h < halves; h++)
+      multiply_panels(a, packed + (p * halves + h) * shape.panel_size,
+                      distance * halves * shape.panel_size, shape.steps, sums[h]);
+    for (int i = 0; i < P; i++)
+      epilogue(sums[0][i], call.gated ? sums[1][i] : nullptr, 1, 0, (p + i * distance) * NR);
+  });
 }
 
 // Panels [first, last) of outputs, rows [row0, row0 + rows): the task of one thread.
@@ -147,7 +171,10 @@ void run(const LinearCall& call) {
   }
   row_panel_tasks(call, padded * sizeof(A), [&](int64_t row0, int64_t rows, int64_t first,
                                                 int64_t last) {
-    panels_task<T, Out>(call, a + row0 * lda, lda, row0, rows, first, last);
+    if (M == 1)
+      row_task<T, Out>(call, a, first, last);
+    else
+      panels_task<T, Out>(call, a + row0 * lda, lda, row0, rows, first, last);
   });
 }
 

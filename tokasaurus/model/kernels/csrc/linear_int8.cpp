@@ -108,6 +108,32 @@ void scale_tile(I* tile, const char* panel, const float* row_scales, int64_t row
     }
 }
 
+// Panels [first, last) of outputs of a single row.
+template <class T, class Out>
+void row_task(const LinearCall& call, const Level* levels, float row_scale, int64_t first,
+              int64_t last) {
+  const Int8Panel shape(call.in_features);
+  const char* packed = static_cast<const char*>(call.packed);
+  const int halves = call.gated ? 2 : 1;
+  const Epilogue<T, Out> epilogue{call};
+  in_streams<PANELS_AT_ONCE>(first, last, [&](auto streams, int64_t p, int64_t distance) TOKA_ALWAYS {
+    constexpr int P = decltype(streams)::value;
+    F values[2][P][2];
+    for (int h = 0; h < halves; h++) {
+      const char* panel = packed + (p * halves + h) * shape.bytes;
+      const int64_t panel_distance = distance * halves * shape.bytes;
+      I sums[P][2] = {};
+      multiply_level_panels(levels, Int8Panel::levels(panel), panel_distance, shape.steps, sums);
+      for (int i = 0; i < P; i++) {
+        scale_tile(sums[i], panel + i * panel_distance, &row_scale, 1);
+        std::memcpy(values[h][i], sums[i], sizeof(sums[i]));
+      }
+    }
+    for (int i = 0; i < P; i++)
+      epilogue(values[0][i], call.gated ? values[1][i] : nullptr, 1, 0, (p + i * distance) * NR);
+  });
+}
+
 template <class T, class Out>
 void run(const LinearCall& call) {
   const Int8Panel shape(call.in_features);
@@ -124,6 +150,7 @@ void run(const LinearCall& call) {
   const int halves = call.gated ? 2 : 1;
   row_panel_tasks(call, padded * sizeof(Level), [&](int64_t row0, int64_t rows, int64_t first,
                                                     int64_t last) {
+    if (M == 1) return row_task<T, Out>(call, levels, row_scales[0], first, last);
     thread_local Scratch scratch;
     int32_t* expanded = scratch.get<int32_t>(2 * K_SLICE / DOT_PACK * NR + halves * rows * 2 * W);
     I* tiles = reinterpret_cast<I*>(expanded + 2 * K_SLICE / DOT_PACK * NR);

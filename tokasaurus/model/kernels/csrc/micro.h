@@ -45,14 +45,37 @@ constexpr int NR = 2 * W;  // columns of a packed panel
 // More rows than this are limited by arithmetic, not by the stream of weights.
 constexpr int MAX_STREAMING_ROWS = 4;
 
-// How many steps ahead a stream of weights (B read once, step after step) is fetched: a page of
-// 4 KB, so that the address of the next page is translated in time too.
-constexpr int PREFETCH_STEPS = 4096 / (NR * 4);
+// Panels that one row is multiplied by at a time: as many streams as keep the memory busy.
+#if defined(__AVX512F__)
+constexpr int PANELS_AT_ONCE = 4;  // of two cache lines per step
+#elif defined(__AVX2__)
+constexpr int PANELS_AT_ONCE = 6;
+#else
+constexpr int PANELS_AT_ONCE = 2;
+#endif
 
-template <class T>
-TOKA_INLINE void prefetch_step(const T* b, ptrdiff_t elements_per_step) {
-  const char* ahead = reinterpret_cast<const char*>(b + PREFETCH_STEPS * elements_per_step);
-  for (int line = 0; line < NR * 4 / 64; line++) __builtin_prefetch(ahead + 64 * line);
+// What a loop over B fetches into the cache meanwhile: BYTES of it per step, from `start` on.
+template <int BYTES>
+struct Fetch {
+  const char* start;
+
+  TOKA_INLINE void operator()(int step) const {
+    for (int line = 0; line < BYTES; line += 64) __builtin_prefetch(start + step * BYTES + line);
+  }
+};
+
+struct FetchNothing {
+  TOKA_INLINE void operator()(int) const {}
+};
+
+// How many bytes ahead a stream is fetched: a page, so that the next page's address is translated in
+// time too.
+constexpr int STREAM_DISTANCE = 4096;
+
+// Of a panel whose steps are read one after the other.
+template <int BYTES>
+TOKA_INLINE Fetch<BYTES> fetch_stream(const void* panel) {
+  return {static_cast<const char*>(panel) + STREAM_DISTANCE};
 }
 
 // Rows of A, `stride` bytes apart, by a pointer for every three of them: more would not fit into the
@@ -80,13 +103,13 @@ class RowPointers {
   ptrdiff_t stride_;
 };
 
-template <bool STREAMS = false, int M, int N>
+template <int M, int N, class Fetches = FetchNothing>
 TOKA_INLINE void multiply(const float* a, ptrdiff_t lda, const float* b, ptrdiff_t ldb, int steps,
-                          F (&acc)[M][N]) {
+                          F (&acc)[M][N], Fetches fetch = {}) {
   RowPointers<M> rows(a, lda);
 #pragma GCC unroll 4
   for (int k = 0; k < steps; k++) {
-    if (STREAMS) prefetch_step(b, ldb);
+    fetch(k);
     F bk[N];
     for (int n = 0; n < N; n++) bk[n] = load(b + n * W);
     for (int m = 0; m < M; m++) {
@@ -99,14 +122,14 @@ TOKA_INLINE void multiply(const float* a, ptrdiff_t lda, const float* b, ptrdiff
 }
 
 // `ldb` counts columns (32-bit pairs) per step, `steps` counts pairs of k.
-template <bool STREAMS = false, int M, int N, class A>
+template <int M, int N, class A, class Fetches = FetchNothing>
 TOKA_INLINE void multiply(const A* a, ptrdiff_t lda, const bf16* b, ptrdiff_t ldb, int steps,
-                          F (&acc)[M][N]) {
+                          F (&acc)[M][N], Fetches fetch = {}) {
   static_assert(std::is_same<A, Operand<bf16>::A>::value, "the rows of A must be operands");
 #if defined(__AVX512BF16__)
 #pragma GCC unroll 4
   for (int k = 0; k < steps; k++) {
-    if (STREAMS) prefetch_step(b, 2 * ldb);
+    fetch(k);
     __m512bh bk[N];
     for (int n = 0; n < N; n++) bk[n] = load_as<__m512bh>(b + 2 * n * W);
     for (int m = 0; m < M; m++) {
@@ -120,7 +143,7 @@ TOKA_INLINE void multiply(const A* a, ptrdiff_t lda, const bf16* b, ptrdiff_t ld
 #else
 #pragma GCC unroll 4
   for (int k = 0; k < steps; k++) {
-    if (STREAMS) prefetch_step(b, 2 * ldb);
+    fetch(k);
     F bk[N];
     for (int n = 0; n < N; n++) bk[n] = pair_lo(load_as<U>(b + 2 * n * W));
     for (int m = 0; m < M; m++) {
@@ -137,11 +160,60 @@ TOKA_INLINE void multiply(const A* a, ptrdiff_t lda, const bf16* b, ptrdiff_t ld
 #endif
 }
 
+// One row of A times P panels of NR columns, `panel_size` elements apart. Each panel is a stream of
+// its own from memory, and sums of different panels don't wait for one another.
+template <int P>
+TOKA_INLINE void multiply_panels(const float* a, const float* b, ptrdiff_t panel_size,
+                                 int64_t steps, F (&acc)[P][2]) {
+  for (int64_t k = 0; k < steps; k++, b += NR) {
+    const F ak = splat(a[k]);
+    for (int p = 0; p < P; p++)
+      for (int n = 0; n < 2; n++) acc[p][n] += ak * load(b + p * panel_size + n * W);
+  }
+}
+
+template <int P>
+TOKA_INLINE void multiply_panels(const Operand<bf16>::A* a, const bf16* b, ptrdiff_t panel_size,
+                                 int64_t steps, F (&acc)[P][2]) {
+#pragma GCC unroll 2
+  for (int64_t k = 0; k < steps; k++, b += 2 * NR) {
+#if defined(__AVX512BF16__)
+    int pair;
+    std::memcpy(&pair, a + 2 * k, 4);
+    const __m512bh ak = (__m512bh)_mm512_set1_epi32(pair);
+    for (int p = 0; p < P; p++)
+      for (int n = 0; n < 2; n++)
+        acc[p][n] = (F)_mm512_dpbf16_ps((__m512)acc[p][n], ak,
+                                        load_as<__m512bh>(b + p * panel_size + 2 * n * W));
+#else
+    const F even = splat(a[2 * k]), odd = splat(a[2 * k + 1]);
+    for (int p = 0; p < P; p++)
+      for (int n = 0; n < 2; n++) {
+        const U pairs = load_as<U>(b + p * panel_size + 2 * n * W);
+        acc[p][n] += even * pair_lo(pairs);
+        acc[p][n] += odd * pair_hi(pairs);
+      }
+#endif
+  }
+}
+
 // Calls f(std::integral_constant-like Rows<m>) with m = rows, 1 <= rows <= MR.
 template <int M>
 struct Rows {
   static constexpr int value = M;
 };
+
+// Divides [first, last) between up to P streams that advance together: calls f(Rows<p>(), i,
+// distance) for i, i + distance, ..., p of them.
+template <int P, class Function>
+TOKA_INLINE void in_streams(int64_t first, int64_t last, Function&& f) {
+  const int64_t length = (last - first) / P;
+  for (int64_t i = first; i < first + length; i++) f(Rows<P>(), i, length);
+  if constexpr (P > 1) {
+    if (first + P * length < last)
+      in_streams<P - 1>(first + P * length, last, static_cast<Function&&>(f));
+  }
+}
 
 template <class Function, int M = MR>
 TOKA_INLINE void with_rows(int rows, Function&& f) {

@@ -46,8 +46,8 @@ class StepSampler:
         self._decides = self._sharded is None or self._sharded.parallel.tp_rank == 0
         self._adjustments = SlotAdjustments(device, model.vocab_size)
         self._grammars = SlotGrammars(load_grammar_tokens)
-        self._max_logits_rows = max(1, _MAX_LOGITS_BYTES // (4 * model.vocab_size))
-        self._prompt_scorer = PromptScorer(model, self._max_logits_rows)
+        self.max_logits_rows = max(1, _MAX_LOGITS_BYTES // (4 * model.vocab_size))
+        self._prompt_scorer = PromptScorer(model, self.max_logits_rows)
         self._prompt_pooler = PromptPooler()
 
     def apply(self, step: StepInput) -> None:
@@ -104,8 +104,8 @@ class StepSampler:
         everything = len(rows) == len(hidden_TD)
         hidden_SD = hidden_TD if everything else hidden_TD[to_device(rows, self._device)]
         parts = []
-        for start in range(0, len(rows), self._max_logits_rows):
-            which = slice(start, min(start + self._max_logits_rows, len(rows)))
+        for start in range(0, len(rows), self.max_logits_rows):
+            which = slice(start, min(start + self.max_logits_rows, len(rows)))
             params = batch.sampling if which == slice(0, len(rows)) else batch.sampling.rows(which)
             parts.append(self._sample_rows(hidden_SD[which], params))
         sampled = SampledTokens.join(parts)

@@ -232,7 +232,11 @@ class TorchRunner:
             and isinstance(backend, CpuBackend)
             and self._settings.replica.parallel.is_alone
         ):
-            self._decodes = FusedDecodes(DecodeStep(model, backend), self._builder, self._sampler)
+            self._decodes = FusedDecodes(
+                DecodeStep(model, backend, self._sampler.max_logits_rows),
+                self._builder,
+                self._sampler,
+            )
 
     def _reset(self) -> None:
         """Forget all slots; a KV cache has to be allocated again."""

@@ -10,6 +10,7 @@ from tests.unit.worker.conftest import PAGE_SIZE, VOCAB_SIZE
 from tests.unit.worker.step_driver import DrivenSequence, StepDriver
 from tokasaurus.ipc.messages.to_manager import StepOutput, TokenSampling
 from tokasaurus.ipc.messages.to_worker import HydragenGroup
+from tokasaurus.worker import step_sampler
 from tokasaurus.worker.fused_decodes import DecodedStep
 from tokasaurus.worker.torch_runner import TorchRunner
 
@@ -41,6 +42,10 @@ class Counted:
 
 @pytest.fixture(scope="module")
 def runners(make_runner: MakeRunner) -> tuple[TorchRunner, TorchRunner]:
+    return fusing_and_plain(make_runner)
+
+
+def fusing_and_plain(make_runner: MakeRunner) -> tuple[TorchRunner, TorchRunner]:
     """One that fuses decode steps, and one over the same kernels that never does."""
     fused, plain = (make_runner(attention_backend="cpu", max_seqs_per_forward=80) for _ in "ab")
     assert fused._decodes is not None
@@ -78,6 +83,19 @@ def test_same_tokens(runners: tuple[TorchRunner, TorchRunner]) -> None:
     results, was_fused = outcomes(runners, play)
     assert [s.tokens for s in results[0]] == [s.tokens for s in results[1]]
     assert was_fused[1:-1] == [True] * 19
+
+
+def test_logits_in_parts(make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    def play(driver: StepDriver) -> list[DrivenSequence]:
+        rows = [driver.add(i, prompt(i, 4), s) for i, s in enumerate(PLAIN)]
+        driver.run(prefill=[(row, 4) for row in rows])
+        driver.finish(rows, 5)
+        return rows
+
+    monkeypatch.setattr(step_sampler, "_MAX_LOGITS_BYTES", 4 * VOCAB_SIZE * 3)
+    results, was_fused = outcomes(fusing_and_plain(make_runner), play)
+    assert [s.tokens for s in results[0]] == [s.tokens for s in results[1]]
+    assert was_fused[1:-1] == [True] * 4
 
 
 def test_slots_come_and_go(runners: tuple[TorchRunner, TorchRunner]) -> None:

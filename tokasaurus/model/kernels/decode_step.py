@@ -55,9 +55,10 @@ class SlotColumns:
 class DecodeStep:
     """Draws as `sample` does for rows without log-probabilities, adjustments and bans."""
 
-    def __init__(self, decoder: FusedDecoder, backend: CpuBackend) -> None:
-        """`backend` keeps its cache for as long as this is used."""
-        self._step = decoder.make_decode_step(backend)
+    def __init__(self, decoder: FusedDecoder, backend: CpuBackend, max_logits_rows: int) -> None:
+        """`backend` keeps its cache for as long as this is used. Of more rows than
+        `max_logits_rows` logits are made and drawn from one part after the other."""
+        self._step = decoder.make_decode_step(backend, max_logits_rows)
         self._address = self._step.address()
         self._run = backend.kernels.library.toka_decode_step
         self._run.argtypes = (

@@ -96,9 +96,9 @@ class FusedDecoder:
         )
         return hidden_TD
 
-    def make_decode_step(self, attention: CpuBackend) -> Any:
-        """The kernels' object that runs whole decode steps over this model, its last stage and only
-        one, and the backend's present cache. It shares the weights, and keeps them."""
+    def make_decode_step(self, attention: CpuBackend, max_logits_rows: int) -> Any:
+        """The kernels' object that runs whole decode steps over this model, which has all layers,
+        and the backend's present cache. It shares the weights, and keeps them."""
         assert self._head is not None, "a decode step draws tokens"
         assert self._head.bias is None, "the kernels' decode step knows no bias of a head"
         return self._kernels.classes.DecodeStep(
@@ -118,6 +118,7 @@ class FusedDecoder:
                 *self._sizes,
                 attention.page_size,
                 self.vocab_size,
+                max_logits_rows,
             ],
             [*self._format, *self._head_format],
         )

@@ -272,14 +272,15 @@ def drawn_rows(batch: SamplingBatch, random: np.ndarray, peak_S: torch.Tensor) -
     device = peak_S.device
     temperature = np.minimum(batch.temperature[random], MAX_TEMPERATURE).astype(np.float32)
     with np.errstate(divide="ignore"):
-        min_scaled = to_device(np.log(batch.min_p[random]), device)
+        # In float64, so that other implementations' logarithms round to the same float32.
+        min_scaled = np.log(batch.min_p[random], dtype=np.float64).astype(np.float32)
     rows = to_device(random, device)
     return DrawnRows(
         rows=rows,
         keys=to_device(noise_keys(batch.seeds[random], batch.positions[random]), device),
         temperature=to_device(temperature, device),
         peak=peak_S[rows],
-        threshold=min_scaled,
+        threshold=to_device(min_scaled, device),
     )
 
 

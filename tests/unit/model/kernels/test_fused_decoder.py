@@ -21,6 +21,7 @@ from tokasaurus.model.kernels.fused_decoder import FusedDecoder
 from tokasaurus.model.kernels.install import with_cpu_kernels
 from tokasaurus.model.kernels.linear import PackedLinear
 from tokasaurus.model.kernels.loader import native_flavour
+from tokasaurus.model.quantization.scheme import quantization_scheme
 from tokasaurus.model.transformers_path.model import TransformersModel
 
 
@@ -40,13 +41,21 @@ def test_equals_the_shared_decoder(features: str, flavour: str) -> None:
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-@pytest.mark.parametrize("features", FUSED)
+@pytest.mark.parametrize(
+    ("features", "quantization"),
+    [
+        *((features, "none") for features in FUSED),
+        ("plain", "int8"),
+        ("tied", "int8"),
+        ("tied", "int4_weight_only"),
+    ],
+)
 @torch.inference_mode()
-def test_a_decode_step_in_one_call(features: str, flavour: str) -> None:
+def test_a_decode_step_in_one_call(features: str, quantization: str, flavour: str) -> None:
     """The second of the two steps once more: it writes what the cache holds already."""
     model = make_decoder(torch.bfloat16, **FUSED[features])
     backend = backends(model, flavour, torch.bfloat16)[1]
-    fast = with_cpu_kernels(model, backend)
+    fast = with_cpu_kernels(model, backend, quantization_scheme(quantization, 32))
     assert isinstance(fast, FusedDecoder)
     logits = logits_of_two_steps(fast, backend)[-2:]
     columns = SlotColumns(
@@ -59,7 +68,7 @@ def test_a_decode_step_in_one_call(features: str, flavour: str) -> None:
         top_k=np.zeros(3, np.int32),
         seeds=np.zeros(3, np.int64),
     )
-    step = DecodeStep(fast, backend)
+    step = DecodeStep(fast, backend, max_logits_rows=2)
     step.bind(columns)
     step.set_rows(np.array([2, 0]), np.empty((0, 3), np.int32))
     tokens = step.run().tolist()

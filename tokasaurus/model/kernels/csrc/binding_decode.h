@@ -31,12 +31,13 @@ class DecodeStepHolder : public torch::CustomClassHolder {
   int64_t address() const { return reinterpret_cast<int64_t>(&step_); }
 
  private:
-  // sizes: hidden, intermediate, heads, KV heads, head, page, vocabulary; formats: kind and group
-  // size of the layers, then of the head.
+  // sizes: hidden, intermediate, heads, KV heads, head, page, vocabulary, rows of logits at once;
+  // formats: kind and group size of the layers, then of the head.
   DecodeModel model(const std::vector<double>& scales, const std::vector<double>& softcaps,
                     const std::vector<int64_t>& windows, double norm_eps,
                     const std::vector<int64_t>& sizes, const std::vector<int64_t>& formats) const {
-    TORCH_CHECK(sizes.size() == 7 && formats.size() == 4, "a decode step has 7 sizes, 2 formats");
+    TORCH_CHECK(sizes.size() == 8 && formats.size() == 4, "a decode step has 8 sizes, 2 formats");
+    TORCH_CHECK(sizes[7] > 0, "no row of logits fits");
     const at::Tensor &table = others_[0], &embedding = others_[2], &head = others_[3];
     DecodeModel result{};
     result.stack = stack_of({weights_, caches_, scales, softcaps, windows, table, others_[1],
@@ -44,6 +45,7 @@ class DecodeStepHolder : public torch::CustomClassHolder {
                              formats[0], formats[1]});
     TORCH_CHECK(result.stack.final_norm != nullptr, "a decode step needs all layers");
     result.vocab_size = sizes[6];
+    result.max_logits_rows = sizes[7];
     result.head_format = format_of(formats[2], formats[3]);
     check_packed(head, result.vocab_size, sizes[0], false, result.stack.cache.type,
                  result.head_format);

@@ -7,8 +7,6 @@
 namespace toka {
 namespace {
 
-constexpr int64_t MAX_LOGITS_BYTES = 64 << 20;  // more rows are sampled one part after the other
-
 int64_t element_size(Type type) { return type == Type::BFloat16 ? 2 : 4; }
 
 }  // namespace
@@ -20,7 +18,6 @@ DecodeStep::DecodeStep(DecodeModel model) : model_(std::move(model)) {
     if (found == windows_.end()) windows_.push_back(layer.window);
   }
   plans_.resize(windows_.size());
-  max_logits_rows_ = std::max<int64_t>(1, MAX_LOGITS_BYTES / (4 * model_.vocab_size));
 }
 
 void DecodeStep::run(const DecodeSlots& slots, const DecodeRows& rows, int32_t* tokens,
@@ -32,8 +29,8 @@ void DecodeStep::run(const DecodeSlots& slots, const DecodeRows& rows, int32_t* 
   embed(rows.count);
   run_stack(model_.stack);
   drawn_.resize(rows.count);
-  for (int64_t first = 0; first < rows.count; first += max_logits_rows_) {
-    const int64_t count = std::min(max_logits_rows_, rows.count - first);
+  for (int64_t first = 0; first < rows.count; first += model_.max_logits_rows) {
+    const int64_t count = std::min(model_.max_logits_rows, rows.count - first);
     sampler_.sample(logits(first, count), model_.vocab_size, count, rows.slots + first,
                     next_positions_.data() + first, slots.sampling, drawn_.data() + first,
                     threads);

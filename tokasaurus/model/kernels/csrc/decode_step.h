@@ -34,6 +34,7 @@ struct DecodeModel {
   const void* head;       // packed
   Format head_format;
   int64_t vocab_size;
+  int64_t max_logits_rows;  // more are drawn one part after the other
 };
 
 class DecodeStep {
@@ -50,10 +51,9 @@ class DecodeStep {
   const float* logits(int64_t first_row, int64_t num_rows);
 
   DecodeModel model_;
-  std::vector<int64_t> windows_;     // distinct ones
+  std::vector<int64_t> windows_;       // distinct ones
   std::vector<size_t> kind_of_layer_;  // index of the layer's window
-  std::vector<Plan> plans_;          // one per window
-  int64_t max_logits_rows_;
+  std::vector<Plan> plans_;            // one per window
   PlainSampler sampler_;
   Scratch hidden_, logits_;
   std::vector<int64_t> ids_, positions_, next_positions_, slot_mapping_, drawn_;

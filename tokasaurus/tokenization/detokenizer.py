@@ -48,6 +48,8 @@ class ByteDetokenizer:
             return self._push_at_start(token_ids)
         hidden, token_bytes = self._hidden, self._token_bytes
         data = b"".join([token_bytes[i] for i in token_ids if i not in hidden])
+        if not self._held and data.isascii():
+            return data.decode("ascii")
         return self._decode(data) if data else ""
 
     def flush(self) -> str:

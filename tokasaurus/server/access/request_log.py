@@ -3,6 +3,7 @@
 import logging
 import re
 import time
+from collections.abc import Awaitable
 
 import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -52,14 +53,14 @@ class RequestLog:
         begun = time.monotonic()
         status, num_bytes = _CLIENT_GONE_STATUS, 0
 
-        async def send_and_count(message: Message) -> None:
+        def send_and_count(message: Message) -> Awaitable[None]:
             nonlocal status, num_bytes
             if message["type"] == "http.response.body":
                 num_bytes += len(message.get("body", b""))
             elif message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), (_HEADER, request_id)]
-            await send(message)
+            return send(message)
 
         error: str | None = None
         try:

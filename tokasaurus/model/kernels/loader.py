@@ -13,7 +13,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,8 @@ class Kernels:
     """The loaded operators of one build."""
 
     flavour: str
-    ops: Any
-    """The torch.ops namespace."""
+    ops: Any = field(repr=False)
+    """The torch.ops namespace, whose own repr raises."""
     classes: Any
     """The torch.classes namespace."""
     library: ctypes.CDLL

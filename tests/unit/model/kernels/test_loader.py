@@ -85,3 +85,9 @@ def test_machines_run_what_they_have(
     monkeypatch.setattr(loader, "_cpu_features", lambda: features)
     assert loader.runnable_flavours() == expected
     assert loader.native_flavour() == expected[0]
+
+
+def test_repr_names_the_flavour() -> None:
+    """A failing property test prints its arguments: what they raise would hide the failure."""
+    kernels = loader.load_kernels()
+    assert repr(kernels) == f"Kernels(flavour={kernels.flavour!r})"

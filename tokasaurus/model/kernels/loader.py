@@ -47,10 +47,10 @@ class Kernels:
     """The loaded operators of one build."""
 
     flavour: str
-    ops: Any = field(repr=False)
-    """The torch.ops namespace, whose own repr raises."""
-    classes: Any
-    """The torch.classes namespace."""
+    ops: Any
+    """The torch.ops namespace."""
+    classes: Any = field(repr=False)
+    """The torch.classes namespace, whose own repr raises."""
     library: ctypes.CDLL
     """For functions that torch would take too long to call."""
 

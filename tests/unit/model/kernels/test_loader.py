@@ -90,4 +90,4 @@ def test_machines_run_what_they_have(
 def test_repr_names_the_flavour() -> None:
     """A failing property test prints its arguments: what they raise would hide the failure."""
     kernels = loader.load_kernels()
-    assert repr(kernels) == f"Kernels(flavour={kernels.flavour!r})"
+    assert kernels.flavour in repr(kernels)

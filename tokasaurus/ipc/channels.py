@@ -14,9 +14,6 @@ import zmq
 
 from tokasaurus.ipc.codec import Decoder, Encoder
 
-_COPIED_BYTES = 65_536
-"""Messages below this are copied, which costs less than sharing their memory with zmq's thread."""
-
 M = TypeVar("M")
 
 
@@ -54,8 +51,9 @@ class ZmqOutbox:
         self.send_frame(self._encoder.encode(message))
 
     def send_frame(self, frame: bytes) -> None:
-        """A message that has been encoded."""
-        self._socket.send(frame, 0, copy=len(frame) < _COPIED_BYTES)
+        """A message that has been encoded. It is copied: to share memory zmq would start a thread
+        and a context of its own in the middle of serving."""
+        self._socket.send(frame)
 
     def close(self) -> None:
         self._socket.close()

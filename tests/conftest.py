@@ -1,17 +1,22 @@
 """Hypothesis draws the same examples in every run, so that a red CI means the change under test.
 
 `HYPOTHESIS_PROFILE=search` draws new ones each time: for finding bugs, before landing a change.
-No example has a deadline, as no test is timed.
+No test is timed, so neither has an example a deadline nor has drawing one. Fixtures of property
+tests are constants, such as a build of the kernels.
 """
 
 import os
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-settings.register_profile("repeatable", derandomize=True, deadline=None)
-settings.register_profile("search", print_blob=True, deadline=None)
+_UNTIMED = settings(
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.register_profile("repeatable", _UNTIMED, derandomize=True)
+settings.register_profile("search", _UNTIMED, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 

@@ -131,7 +131,7 @@ class AllocatorMachine(RuleBasedStateMachine):
 
 
 TestAllocator = AllocatorMachine.TestCase
-TestAllocator.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestAllocator.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 def _cache(allocator: BlockAllocator, tokens: Iterable[int], salt: str = "") -> np.ndarray:

@@ -98,7 +98,7 @@ def test_twins_and_strangers_onboard_together_as_one_after_the_other() -> None:
     st.integers(1, 5),
     st.data(),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_batches_onboard_as_one_after_the_other(
     prompts: list[tuple[list[int], str]], page_size: int, data: st.DataObject
 ) -> None:

@@ -96,7 +96,7 @@ def test_soak(seed: int, steps_ahead: int, interval: int, mixed_batches: bool, p
     assert reasons == {"stop", "length", "cancelled", "error"}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 2**32),
     page_size=st.integers(1, 9),

@@ -128,7 +128,6 @@ def mutated(draw: st.DrawFn) -> tuple[str, str]:
 @pytest.mark.parametrize("with_calls", [False, True])
 @settings(
     max_examples=60,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(requests=st.lists(mutated(), min_size=1, max_size=12))

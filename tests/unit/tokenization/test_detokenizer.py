@@ -33,7 +33,7 @@ def streamed(detokenizer: Detokenizer, ids: list[int], sizes: list[int]) -> str:
 @pytest.mark.parametrize("kind", EXACT)
 @pytest.mark.parametrize("skip", [True, False])
 @given(ids=token_lists, sizes=cuts)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_equals_full_decode(kind: str, skip: bool, ids: list[int], sizes: list[int]) -> None:
     backend = EXACT[kind]
     detokenizer = Tokenizer(backend, {}).detokenizer(skip_special_tokens=skip)
@@ -42,7 +42,7 @@ def test_equals_full_decode(kind: str, skip: bool, ids: list[int], sizes: list[i
 
 @pytest.mark.parametrize("kind", FALLBACK)
 @given(text=st.text(alphabet="ab é日😀the fox.ﷺ"), sizes=cuts)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_byte_fallback_equals_full_decode_of_text(kind: str, text: str, sizes: list[int]) -> None:
     backend = FALLBACK[kind]
     ids = backend.encode(text.replace(" ", "▁")).ids
@@ -52,7 +52,7 @@ def test_byte_fallback_equals_full_decode_of_text(kind: str, text: str, sizes: l
 
 
 @given(ids=token_lists, sizes=cuts)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_byte_fallback_of_anything(ids: list[int], sizes: list[int]) -> None:
     backend = FALLBACK["strip"]
     tokenizer = Tokenizer(backend, {})
@@ -65,7 +65,7 @@ def test_byte_fallback_of_anything(ids: list[int], sizes: list[int]) -> None:
 
 @pytest.mark.parametrize("decoder", [decoders.WordPiece(), decoders.BPEDecoder("n't")])
 @given(ids=st.lists(st.integers(0, 11), max_size=30), sizes=cuts)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_other_decoders_do_not_depend_on_cuts(
     decoder: decoders.Decoder, ids: list[int], sizes: list[int]
 ) -> None:

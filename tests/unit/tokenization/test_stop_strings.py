@@ -28,7 +28,7 @@ def run(matcher: StopMatcher, pieces: list[str]) -> list[str]:
 
 
 @given(pieces=st.lists(st.text("abc", max_size=6), max_size=12), stops=stop_lists)
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @example(pieces=["aab", "aac"], stops=["aabaac", "abaab"])
 def test_equals_oracle(pieces: list[str], stops: list[str]) -> None:
     text, stop = oracle("".join(pieces), stops)
@@ -40,7 +40,7 @@ def test_equals_oracle(pieces: list[str], stops: list[str]) -> None:
 
 
 @given(pieces=st.lists(st.text("abc", max_size=6), max_size=12), stops=stop_lists)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_holds_back_no_more_than_needed(pieces: list[str], stops: list[str]) -> None:
     matcher = StopMatcher(stops)
     sent = seen = ""

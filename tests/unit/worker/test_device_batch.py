@@ -15,7 +15,7 @@ def built(builder: BatchBuilder, step: StepInput) -> DeviceBatch:
     return builder.build(step)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_equals_sequence_by_sequence(data: st.DataObject) -> None:
     page_size = data.draw(st.sampled_from([1, 3, 16]))

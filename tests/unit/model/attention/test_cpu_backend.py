@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.kernel_flavours import FLAVOURS, kernels_of
@@ -49,9 +49,7 @@ def check(case: PagedCase, dtype: torch.dtype, kernels: Kernels) -> None:
     check_oracle(case, making(dtype, kernels), dtype, TOLERANCE[dtype])
 
 
-@settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=100)
 @given(
     arguments=random_cases(
         page_sizes=[1, 2, 3, 8, 16, 24, 32, 64, 100, 128],

@@ -52,7 +52,7 @@ def make_backend(case: PagedCase, **options: Any) -> FlashInferBackend:
         sinks=False,
     )
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_batch(arguments: dict[str, Any]) -> None:
     if not arguments["prefill"] and not arguments["decode"]:
         return

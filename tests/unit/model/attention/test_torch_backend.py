@@ -34,7 +34,7 @@ def check(case: PagedCase, dtype: torch.dtype) -> None:
     check_oracle(case, partial(make_backend, dtype=dtype), dtype, TOLERANCE[dtype])
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     random_cases(
         page_sizes=[1, 2, 3, 8, 16, 64],

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.kernel_flavours import FLAVOURS, kernels_of
@@ -11,7 +11,6 @@ from tokasaurus.model.kernels.linear import PackedGroupedLinear, PackedLinear
 from tokasaurus.model.kernels.loader import Kernels
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 8e-3}
-FIXTURE_IS_CONSTANT = [HealthCheck.function_scoped_fixture]
 
 
 @pytest.fixture(params=FLAVOURS)
@@ -24,7 +23,7 @@ def assert_near(y: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> 
     torch.testing.assert_close(y.double(), expected, atol=tolerance, rtol=tolerance)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=FIXTURE_IS_CONSTANT)
+@settings(max_examples=60)
 @given(
     rows=st.integers(0, 40) | st.sampled_from([95, 130, 300]),
     in_features=st.integers(1, 80) | st.sampled_from([255, 256, 257, 520, 1100]),
@@ -59,7 +58,7 @@ def test_equals_float64(
     assert_near(y, expected, dtype)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=FIXTURE_IS_CONSTANT)
+@settings(max_examples=30)
 @given(
     in_features=st.integers(1, 300),
     out_features=st.integers(1, 1000),
@@ -93,7 +92,7 @@ def test_single_rows_equal_float64(
     assert ((y.double() - expected).abs() <= allowed).all()
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=FIXTURE_IS_CONSTANT)
+@settings(max_examples=30)
 @given(
     counts=st.lists(st.integers(0, 6) | st.just(70), min_size=1, max_size=6),
     num_others=st.integers(0, 3),

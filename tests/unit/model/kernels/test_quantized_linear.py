@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.kernel_flavours import FLAVOURS, kernels_of
@@ -23,7 +23,6 @@ DTYPES = list(ROUNDING)
 ROWS = st.integers(0, 30) | st.sampled_from([1, 95, 130])
 OUT_FEATURES = st.integers(1, 100) | st.sampled_from([450, 1000])
 IN_FEATURES = st.integers(1, 80) | st.sampled_from([255, 256, 257, 520, 1100])
-FIXTURE_IS_CONSTANT = [HealthCheck.function_scoped_fixture]
 
 
 @pytest.fixture(params=FLAVOURS)
@@ -48,7 +47,7 @@ def round_activations(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.round(rows * factors).long(), largest / 127
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=FIXTURE_IS_CONSTANT)
+@settings(max_examples=50)
 @given(
     rows=ROWS,
     in_features=IN_FEATURES,
@@ -68,7 +67,7 @@ def test_int8_is_the_integer_product(
     assert torch.equal(layer(x), sums * (weight_scales.T * scales))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=FIXTURE_IS_CONSTANT)
+@settings(max_examples=60)
 @given(
     weight_format=st.sampled_from(WEIGHT_ONLY),
     rows=ROWS,
@@ -116,7 +115,7 @@ def rounded_weight(
     return layer.rows(torch.arange(len(weight))).double()
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=FIXTURE_IS_CONSTANT)
+@settings(max_examples=40)
 @given(
     weight_format=st.sampled_from(FORMATS),
     in_features=IN_FEATURES,

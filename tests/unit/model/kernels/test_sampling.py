@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.kernel_flavours import FLAVOURS, kernels_of
@@ -19,7 +19,6 @@ from tokasaurus.model.sampling.sampler import sample
 from tokasaurus.model.sampling.thresholds import TruncatedRows
 from tokasaurus.model.sampling.token_history import TokenHistory
 
-FIXTURE_IS_CONSTANT = [HealthCheck.function_scoped_fixture]
 VOCAB_SIZES = [1, 2, 63, 64, 65, 200, 1000, 1025, 3000, 20_000]
 
 
@@ -58,7 +57,7 @@ def cases(draw: st.DrawFn) -> tuple[torch.Tensor, dict[str, Any]]:
     }
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=FIXTURE_IS_CONSTANT)
+@settings(max_examples=120)
 @given(cases())
 def test_same_tokens_as_torch(
     operations: KernelOperations, case: tuple[torch.Tensor, dict[str, Any]]
@@ -78,7 +77,7 @@ def test_same_tokens_as_torch(
     )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=FIXTURE_IS_CONSTANT)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**32),
     vocab_size=st.sampled_from(VOCAB_SIZES),

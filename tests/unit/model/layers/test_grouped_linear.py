@@ -37,7 +37,7 @@ def ends_of(counts: list[int]) -> torch.Tensor:
     "product", [product_on_device, product_by_group, product_by_mask, grouped_linear]
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     counts=st.lists(st.integers(0, 9), min_size=1, max_size=6),
     num_others=st.integers(0, 5),

@@ -66,7 +66,7 @@ def token_by_token(layer: MixtureOfExperts, x_TD: torch.Tensor) -> torch.Tensor:
     return torch.stack(rows)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     num_tokens=st.integers(1, 40),
     num_experts=st.integers(1, 12),
@@ -86,7 +86,7 @@ def test_equals_a_loop_over_tokens(
     torch.testing.assert_close(y_TD.double(), token_by_token(layer, x_TD), atol=1e-4, rtol=1e-4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     num_tokens=st.integers(1, 30),
     num_experts=st.integers(1, 9),
@@ -134,7 +134,7 @@ def test_sixteen_bits_are_summed_in_more(dtype: torch.dtype) -> None:
     assert (total_TD == terms_TKD.sum(1).to(dtype)).double().mean() > 0.99
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(num_tokens=st.integers(2, 60), num_choices=st.integers(1, 8), seed=st.integers(0, 2**31))
 def test_a_token_gathers_the_same_bits_whoever_else_is_there(
     num_tokens: int, num_choices: int, seed: int

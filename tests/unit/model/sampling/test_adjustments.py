@@ -85,7 +85,7 @@ samplings = st.builds(
 )  # fmt: skip
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.data())
 @torch.inference_mode()
 def test_equals_plain_python(data: st.DataObject) -> None:

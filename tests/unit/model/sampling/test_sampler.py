@@ -46,7 +46,7 @@ def cases(draw: st.DrawFn) -> tuple[torch.Tensor, dict[str, Any]]:
     }
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(cases())
 def test_equals_plain_implementation(case: tuple[torch.Tensor, dict[str, Any]]) -> None:
     logits, columns = case

@@ -161,7 +161,7 @@ TEXTS = st.lists(st.sampled_from(FRAGMENTS), max_size=14).map("".join)
 
 
 @pytest.mark.parametrize("parser", PARSERS)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(text=TEXTS, data=st.data())
 def test_any_cut_gives_the_same(parser: type[ToolParser], text: str, data: st.DataObject) -> None:
     whole = parsed(parser, text)
@@ -183,7 +183,6 @@ JSON_VALUES = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(
     calls=st.lists(st.dictionaries(st.text(max_size=8), JSON_VALUES), min_size=1, max_size=3),
     ascii_only=st.booleans(),

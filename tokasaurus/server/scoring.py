@@ -10,6 +10,9 @@ from tokasaurus.server.logprobs import finite
 from tokasaurus.server.schemas.score import Score
 from tokasaurus.tokenization.encoding_pool import EncodingPool
 
+_MAX_CHARACTERS = 2**25
+"""Of all pairs together: a text that stands in many of them counts in each."""
+
 
 @dataclass(frozen=True, slots=True)
 class ScoredPrompt:
@@ -37,6 +40,13 @@ def text_pairs(text_1: Any, text_2: Any) -> list[tuple[str, str]]:
         )
     firsts = first * num_pairs if len(first) == 1 else first
     seconds = second * num_pairs if len(second) == 1 else second
+    num_characters = sum(map(len, firsts)) + sum(map(len, seconds))
+    if num_characters > _MAX_CHARACTERS:
+        raise InvalidRequestError(
+            f"'text_1' and 'text_2' make pairs of {num_characters} characters in all, but one "
+            f"request may have at most {_MAX_CHARACTERS}; split 'text_2'.",
+            param="text_2",
+        )
     return list(zip(firsts, seconds, strict=True))
 
 
@@ -44,14 +54,15 @@ async def scored_prompts(
     pairs: list[tuple[str, str]], pool: EncodingPool, *, add_special_tokens: bool
 ) -> list[ScoredPrompt]:
     """Texts are tokenized together, as a model has seen them; tokens across the seam are scored."""
-    contexts = await pool.encode(
-        [first for first, _ in pairs], add_special_tokens=add_special_tokens
-    )
+    firsts = list(dict.fromkeys(first for first, _ in pairs))
+    encoded = await pool.encode(firsts, add_special_tokens=add_special_tokens)
+    contexts = dict(zip(firsts, encoded, strict=True))
     wholes = await pool.encode(
         [first + second for first, second in pairs], add_special_tokens=add_special_tokens
     )
     prompts = []
-    for (_, second), context, whole in zip(pairs, contexts, wholes, strict=True):
+    for (first, second), whole in zip(pairs, wholes, strict=True):
+        context = contexts[first]
         start = _common_prefix(context, whole)
         if start == 0:
             # The first token can't be scored, so it must be the first text's own.

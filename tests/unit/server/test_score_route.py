@@ -1,10 +1,15 @@
 """POST /v1/score: the manager double says token i has log-probability -i / 8."""
 
+import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from tests.unit.server.tiny_server import TOKENIZER, TinyServer, run
+from tokasaurus.errors import InvalidRequestError
+from tokasaurus.server.scoring import scored_prompts, text_pairs
+from tokasaurus.tokenization.encoding_pool import EncodingPool
 
 PATH = "/v1/score"
 
@@ -95,3 +100,32 @@ def test_refused(body: dict[str, Any], param: str) -> None:
         assert not server.manager.requests
 
     run(check)
+
+
+def test_characters_of_all_pairs_are_bounded() -> None:
+    long, many = "a" * (2**25 // 4 - 1), ["b"] * 4
+    assert len(text_pairs(long, many)) == 4
+    for first, second in ((long + "aa", many), (many, long + "aa")):
+        with pytest.raises(InvalidRequestError) as caught:
+            text_pairs(first, second)
+        assert caught.value.param == "text_2"
+
+
+def test_a_text_that_stands_first_often_is_tokenized_once() -> None:
+    seen: list[list[str]] = []
+
+    class Recorder(EncodingPool):
+        async def encode(
+            self, texts: Sequence[str], *, add_special_tokens: bool = True
+        ) -> list[list[int]]:
+            seen.append(list(texts))
+            return await super().encode(texts, add_special_tokens=add_special_tokens)
+
+    async def main() -> None:
+        pool = Recorder(TOKENIZER)
+        pairs = text_pairs(["The", "It", "The"], [" quick", " brown", " fox"])
+        await scored_prompts(pairs, pool, add_special_tokens=True)
+        pool.close()
+
+    asyncio.run(main())
+    assert seen[0] == ["The", "It"]

@@ -57,8 +57,9 @@ def test_tokens_equal_generate(
     assert sum(end.num_cached_tokens for end in ends) > 300, "no prefix was shared"
 
 
+@pytest.mark.parametrize("attention_backend", ["torch", "cpu"])
 def test_same_seed_same_tokens_alone_in_a_batch_and_after_preemption(
-    checkpoint: Checkpoint,
+    attention_backend: str, checkpoint: Checkpoint
 ) -> None:
     folder = checkpoint("llama")
     prompts = mixed_prompts(64, VOCAB_SIZE)
@@ -72,9 +73,10 @@ def test_same_seed_same_tokens_alone_in_a_batch_and_after_preemption(
         )
         for i in range(64)
     ]
-    calm = WholeEngine(folder, preempt_every_steps=0)
+    calm = WholeEngine(folder, preempt_every_steps=0, attention_backend=attention_backend)
     together, _, _ = calm.generate(prompts, samplings, MAX_TOKENS)
-    preempted, _, ends = WholeEngine(folder).generate(prompts, samplings, MAX_TOKENS)
+    disturbed = WholeEngine(folder, attention_backend=attention_backend)
+    preempted, _, ends = disturbed.generate(prompts, samplings, MAX_TOKENS)
     assert preempted == together
     assert sum(end.num_preemptions for end in ends) > 5
     alone = [calm.generate([prompts[i]], [samplings[i]], MAX_TOKENS)[0][0] for i in range(0, 64, 9)]

@@ -1,7 +1,7 @@
 """The real manager and the real runner in one process, joined by channels that encode messages."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from tokasaurus.model.registry import ModelPath
 from tokasaurus.tokenization.tokenizer import Tokenizer
 from tokasaurus.worker.forward_pass import ForwardOptions
 from tokasaurus.worker.replica import Replica
+from tokasaurus.worker.runner import StepHandle
 from tokasaurus.worker.torch_runner import RunnerSettings, TorchRunner
 
 GREEDY = TokenSampling(temperature=0.0, num_top_logprobs=0)
@@ -172,7 +173,10 @@ class WholeEngine:
             self.manager.tick()
             steps = self._to_worker.drain()
             assert steps or self.manager.engine.num_steps_in_flight == 0
-            for handle in [self.runner.execute(step) for step in steps]:
+            handles: Iterable[StepHandle] = map(self.runner.execute, steps)
+            if self.runner.capabilities.async_steps:  # else each may overwrite the last
+                handles = list(handles)
+            for handle in handles:
                 self._to_manager.send(handle.result())
             for message in self._to_server.drain():
                 if isinstance(message, EngineOutputs):

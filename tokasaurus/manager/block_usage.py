@@ -127,11 +127,6 @@ def extended_usage(usage: np.ndarray, before: Loads, joined: Loads, page_size: i
     return np.concatenate([seen, usage_at(joined, added.ends, page_size)])
 
 
-def peak_usage(loads: Loads, page_size: int) -> int:
-    """The most blocks that are ever in use."""
-    return int(usage_at_ends(loads, page_size).max(initial=0))
-
-
 def prefill_finish_times(num_tokens: np.ndarray, tokens_per_step: int) -> np.ndarray:
     """Step at which each of these prefills, done one after the other, is through."""
     return -(-np.cumsum(num_tokens) // tokens_per_step)

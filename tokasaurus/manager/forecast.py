@@ -77,6 +77,7 @@ class Forecast:
         """
         loads, slots = self.loads, self._running.slots
         first = loads.size - len(sequences)
+        assert first >= 0, f"{len(sequences)} have seats, {loads.size} are foreseen"
         seats = np.array([sequence.slot for sequence in sequences], np.intp)
         num_matched = np.array([sequence.num_matched_blocks for sequence in sequences], np.int64)
         if (num_matched != loads.num_tree_blocks[first:]).any():

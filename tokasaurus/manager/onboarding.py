@@ -71,7 +71,7 @@ class Onboarder:
         """Admit until the head of the queue does not fit; nobody overtakes it.
 
         The number that is asked for at once, which begins where it ended the last time, doubles
-        while they fit; from the first refusal on it halves.
+        while they fit; from the first refusal after an admission on it halves.
         """
         running = self._running
         if not len(self._queue) or not running.slots.num_free_slots or self._is_refused():
@@ -91,7 +91,7 @@ class Onboarder:
                 num_asked = max(1, len(matches) // 2) if was_refused else 2 * len(matches)
                 matches = []
             elif len(matches) > 1:
-                was_refused = True
+                was_refused = num_admitted > 0
                 matches = matches[: len(matches) // 2]
             else:
                 self._refused = (matches[0].sequence.request_id, running.num_releases)

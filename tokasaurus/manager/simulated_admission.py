@@ -55,6 +55,7 @@ class SimulateFuture:
         if sum(match.num_new_blocks for match in matches) > blocks.num_available:
             return False
         if not running.num_running and len(matches) == 1:
+            self._forecast = None  # it has refused more of them, and would not know of this one
             return True  # alone it fits, whatever is predicted
         if self._forecast is None:
             num_free = blocks.num_available - running.num_reserved_blocks

@@ -54,4 +54,6 @@ class ModelRunner(Protocol):
         """
 
     def execute(self, step: StepInput) -> StepHandle:
-        """Launch a step. Where the device works asynchronously this returns before it is done."""
+        """Launch a step. Where the device works asynchronously (`capabilities.async_steps`) this
+        returns before it is done; elsewhere the next step may overwrite this one's result, which
+        must have been encoded before."""

@@ -8,7 +8,6 @@ from tokasaurus.manager.block_owners import BlockOwners
 from tokasaurus.manager.block_usage import (
     Loads,
     extended_usage,
-    peak_usage,
     prefill_finish_times,
     usage_at,
     usage_at_ends,
@@ -96,7 +95,7 @@ def test_usage_equals_a_replay(population: tuple[int, list[_Sequence]]) -> None:
     times = np.arange(num_steps)
     for usage_of in (usage_at, usage_by_cells, usage_by_sums):
         assert usage_of(loads, times, page_size).tolist() == expected
-    assert peak_usage(loads, page_size) == max(expected)
+    assert usage_at_ends(loads, page_size).max() == max(expected)
     assert usage_at_ends(loads, page_size).tolist() == [expected[end] for end in loads.ends]
 
 
@@ -169,7 +168,7 @@ def test_nothing_uses_nothing() -> None:
     loads = Loads(
         num_tokens=none, starts=none, ends=none, num_tree_blocks=none, num_owned_blocks=none
     )
-    assert peak_usage(loads, 16) == 0
+    assert usage_at_ends(loads, 16).size == 0
     assert usage_at(loads, np.arange(3), 16).tolist() == [0, 0, 0]
 
 

@@ -130,3 +130,18 @@ def test_paced_prefills_are_foreseen_at_their_pace() -> None:
     greedy, paced = starts
     assert greedy <= 1
     assert paced > 5
+
+
+def test_a_sequence_admitted_alone_is_foreseen() -> None:
+    """Also where a forecast of nobody has refused it together with others."""
+    harness = Harness(num_blocks=20, page_size=4)
+    policy, running = harness.engine.policy, harness.engine.running
+    assert isinstance(policy, SimulateFuture)
+    sequences = [Sequence.from_request(make_request(i, [i] * 8, 60), arrival=i) for i in range(2)]
+    matches = [running.match(sequence) for sequence in sequences]
+    policy.begin()
+    assert not policy.admits(running, matches)
+    assert policy.admits(running, matches[:1])
+    running.onboard(matches[:1])
+    policy.settle(sequences[:1])
+    assert not policy.admits(running, [running.match(sequences[1])])

@@ -161,7 +161,7 @@ class StepOutput(msgspec.Struct, frozen=True, kw_only=True, tag="step_output", o
 
     step_id: int
     token_ids: np.ndarray
-    """int32[S]; -1 where the row's logits held a NaN, -2 where bans and grammar left no token."""
+    """int32[S]; -1 where the largest logit is not finite, -2 where bans and grammar left none."""
     logprobs: np.ndarray | None = None
     """float32[S]; None when no row asked."""
     top_ids: np.ndarray | None = None

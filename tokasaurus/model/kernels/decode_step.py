@@ -104,7 +104,10 @@ class DecodeStep:
         )
 
     def run(self) -> np.ndarray:
-        """int32[D]: the drawn tokens, -1 for rows with a NaN; the next step overwrites them."""
-        if self._run(*self._arguments):
+        """int32[D]: the drawn tokens, -1 for rows whose largest logit is not finite; the next step
+        overwrites them."""
+        status = self._run(*self._arguments)
+        assert status != 2, "a decode step runs over the end of a block table"
+        if status:
             raise MemoryError("a decode step ran out of memory")
         return self._tokens

@@ -10,7 +10,7 @@
 namespace toka {
 namespace {
 
-// Keys per tile: with heads of 64 elements, its keys and values and the next one's keys fit into L1.
+// Keys per tile: with heads of 64 elements of bfloat16, its keys and values and the next one's keys fit into L1.
 constexpr int64_t TILE = 64;
 
 // With fewer items per thread, one that is taken ahead may keep a thread waiting.

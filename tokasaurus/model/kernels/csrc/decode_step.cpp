@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <stdexcept>
 
 namespace toka {
 namespace {
@@ -52,6 +53,7 @@ void DecodeStep::expand(const DecodeSlots& slots, const DecodeRows& rows) {
   for (int64_t row = 0; row < rows.count; row++) {
     const int64_t slot = rows.slots[row], position = slots.kv_lens[slot]++;
     const int32_t* table = slots.block_tables + slot * slots.max_blocks;
+    if (position / page_size >= slots.max_blocks) throw std::out_of_range("a block table is full");
     ids_[row] = slots.last_tokens[slot];
     positions_[row] = position;
     next_positions_[row] = position + 1;

@@ -41,7 +41,7 @@ class DecodeStep {
  public:
   explicit DecodeStep(DecodeModel model);
 
-  // Writes the drawn tokens, -1 for rows with a NaN. Those rows go on with token 0.
+  // Writes the drawn tokens, -1 for rows whose largest logit is not finite; they go on with token 0.
   void run(const DecodeSlots& slots, const DecodeRows& rows, int32_t* tokens, int threads);
 
  private:

@@ -75,7 +75,7 @@ TOKA_INLINE void multiply_levels(const Level* a, ptrdiff_t lda, const int8_t* b,
 #pragma GCC unroll 4
   for (int k = 0; k < steps; k++) {
     if (STREAMS) {
-      for (int line = 0; line < STEP; line += 64) __builtin_prefetch(b + 4096 + line);
+      for (int line = 0; line < STEP; line += 64) __builtin_prefetch(b + STREAM_DISTANCE + line);
     }
     I bk[N];
     for (int n = 0; n < N; n++) bk[n] = load_step(b + n * W * DOT_PACK);

@@ -76,7 +76,7 @@ void panel_product(const Level* a, int64_t lda, const int8_t* levels, int64_t st
     const bool expand = EXPANDS_LEVELS && tiles > 2;
     if (expand)
       for (int64_t i = 0; i < count * 2; i++) {
-        __builtin_prefetch(part + i * W * DOT_PACK + 4096);
+        __builtin_prefetch(part + i * W * DOT_PACK + STREAM_DISTANCE);
         const I step = load_step(part + i * W * DOT_PACK);
         std::memcpy(expanded + i * W, &step, sizeof(I));
       }

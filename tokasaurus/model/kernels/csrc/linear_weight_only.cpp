@@ -31,7 +31,7 @@ struct Sums {
 
 template <int BYTES>
 TOKA_INLINE void prefetch_bytes(const void* at) {
-  const char* ahead = static_cast<const char*>(at) + 4096;
+  const char* ahead = static_cast<const char*>(at) + STREAM_DISTANCE;
   for (int line = 0; line < BYTES; line += 64) __builtin_prefetch(ahead + line);
 }
 

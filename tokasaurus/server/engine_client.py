@@ -43,10 +43,11 @@ from tokasaurus.server.load_balancer import LoadBalancer
 from tokasaurus.server.peers import Peers
 from tokasaurus.server.request_building import (
     ModelLimits,
+    bad_words_encoder,
     build_embedding_request,
     build_requests,
+    check_copies,
     check_prompt_ids,
-    encode_bad_words,
 )
 from tokasaurus.server.request_group import RequestGroup, wake_all
 from tokasaurus.server.sampling_params import SamplingParams
@@ -100,6 +101,7 @@ class EngineClient:
         self._server_index = server_index
         self._num_managers = num_managers
         self._tokenizer = tokenizer
+        self._encode_bad_words = bad_words_encoder(tokenizer)
         self._eos_token_ids = eos_token_ids or tokenizer.eos_token_ids
         self._max_in_flight = max_in_flight
         self._default_timeout_seconds = default_timeout_seconds
@@ -194,6 +196,7 @@ class EngineClient:
         """
         if self.failure is not None:
             raise self.failure
+        check_copies([prompt.params for prompt in prompts], self._encode_bad_words)
         built = [self._build(prompt, default_max_tokens, predictor_key) for prompt in prompts]
         self._check_room(sum(map(len, built)))
         group = RequestGroup(stream=stream, cancel=self._cancel)
@@ -246,11 +249,8 @@ class EngineClient:
             self._request_ids.__next__,
             default_max_tokens=default_max_tokens,
             predictor_key=predictor_key,
-            bad_words=encode_bad_words(prompt.params.bad_words, self._encode_word),
+            bad_words=self._encode_bad_words(params.bad_words),
         )
-
-    def _encode_word(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False)
 
     def _send(
         self, request: GenerateRequest, prompt: Prompt, dp_rank: int, group: RequestGroup

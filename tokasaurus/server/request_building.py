@@ -4,18 +4,27 @@ All that depends on the model is checked here: nothing invalid reaches a manager
 """
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 
 import numpy as np
 
 from tokasaurus.errors import InvalidRequestError, PromptTooLongError
 from tokasaurus.ipc.messages.to_manager import GenerateRequest, Pooling, TokenSampling
 from tokasaurus.server.sampling_params import SamplingParams, shown
+from tokasaurus.server.structured_output import MAX_GRAMMAR_CHARACTERS
+from tokasaurus.tokenization.tokenizer import Tokenizer
 
 _GREEDY_BELOW = 1e-4
 """Temperatures below this draw the most likely token anyway, and would overflow the logits."""
 _MAX_BAD_WORD_TOKENS = 64
+_NUM_CACHED_BAD_WORDS = 16
+"""Lists of them: the prompts of a request share one."""
+_MAX_COPIED_IDS = 2**22
+"""Of one parameter, in all samples that are submitted together."""
+_MAX_COPIED_CHARACTERS = 2**26
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +201,48 @@ def encode_bad_words(
             if ids:
                 sequences[ids] = None
     return tuple(sequences)
+
+
+def bad_words_encoder(
+    tokenizer: Tokenizer,
+) -> Callable[[Sequence[str]], tuple[tuple[int, ...], ...]]:
+    """`encode_bad_words` for tuples of words; it remembers the latest."""
+    encode = partial(tokenizer.encode, add_special_tokens=False)
+    return lru_cache(_NUM_CACHED_BAD_WORDS)(partial(encode_bad_words, encode=encode))
+
+
+def check_copies(
+    params: Sequence[SamplingParams],
+    encode_words: Callable[[Sequence[str]], tuple[tuple[int, ...], ...]],
+) -> None:
+    """Of prompts that come together: each of their samples is sent a copy of these lists.
+
+    Raises InvalidRequestError, which names the parameter, where the copies are too large.
+    """
+    by_identity = {id(one): one for one in params}
+    num_prompts = Counter(map(id, params))
+    copied: Counter[str] = Counter()
+    for key, one in by_identity.items():
+        num_samples = num_prompts[key] * one.n
+        if one.allowed_token_ids:
+            copied["allowed_token_ids"] += num_samples * len(one.allowed_token_ids)
+        if one.bad_words:
+            copied["bad_words"] += num_samples * sum(map(len, encode_words(one.bad_words)))
+        output = one.structured_output
+        if output is not None and num_samples * MAX_GRAMMAR_CHARACTERS > _MAX_COPIED_CHARACTERS:
+            num_characters = num_samples * len(output.compiled())
+            _check_copied(output.param, num_characters, "characters", _MAX_COPIED_CHARACTERS)
+    for name, num_ids in copied.items():
+        _check_copied(name, num_ids, "token ids", _MAX_COPIED_IDS)
+
+
+def _check_copied(name: str, num: int, what: str, bound: int) -> None:
+    if num > bound:
+        raise InvalidRequestError(
+            f"{name!r} takes {num} {what} in all samples together, but at most {bound} fit one "
+            "request; ask for fewer samples or prompts at a time.",
+            param=name,
+        )
 
 
 def _check_ids(name: str, token_ids: Iterable[int], limits: ModelLimits) -> None:

@@ -1,19 +1,26 @@
 """Requests as a manager takes them."""
 
 import itertools
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.unit.server.tiny_server import TOKENIZER
 from tokasaurus.errors import InvalidRequestError, PromptTooLongError
 from tokasaurus.ipc.messages.to_manager import GenerateRequest
 from tokasaurus.server.request_building import (
     ModelLimits,
+    bad_words_encoder,
     build_requests,
+    check_copies,
     check_prompt_ids,
     encode_bad_words,
 )
 from tokasaurus.server.sampling_params import SamplingParams
+from tokasaurus.server.structured_output import StructuredOutput
+from tokasaurus.tokenization.tokenizer import Tokenizer
 
 LIMITS = ModelLimits(max_model_len=10, vocab_size=100, eos_token_ids=(2, 3))
 
@@ -129,3 +136,43 @@ def test_bad_words_with_and_without_a_leading_space() -> None:
     assert set(words) == {(97, 98), (32, 97, 98), (99,), (32, 99)}
     with pytest.raises(InvalidRequestError, match="takes 65 tokens"):
         encode_bad_words(["x" * 64], encode)
+
+
+def test_bad_words_that_prompts_share_are_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts: list[str] = []
+
+    def encode(self: Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
+        assert not add_special_tokens
+        texts.append(text)
+        return [5]
+
+    monkeypatch.setattr(Tokenizer, "encode", encode)
+    encoder = bad_words_encoder(TOKENIZER)
+    assert encoder(("ab",)) == encoder(("ab",)) == ((5,),)
+    assert texts == ["ab", "ab", " ab"]
+
+
+@pytest.mark.parametrize(
+    ("n", "num_prompts", "values", "param"),
+    [
+        (4096, 1, {"allowed_token_ids": list(range(1025))}, "allowed_token_ids"),
+        (2, 2048, {"allowed_token_ids": list(range(1025))}, "allowed_token_ids"),
+        (4096, 1, {"bad_words": ["a" * 20, "b" * 20]}, "bad_words"),
+        (
+            4096,
+            1,
+            {"structured_output": StructuredOutput(choice=["a" * 20_000])},
+            "structured_output",
+        ),
+    ],
+)
+def test_lists_that_all_samples_get_copies_of_are_bounded(
+    n: int, num_prompts: int, values: dict[str, Any], param: str
+) -> None:
+    def encode_words(words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        return tuple((5,) * 1000 for _ in words)
+
+    with pytest.raises(InvalidRequestError, match="fewer samples or prompts") as caught:
+        check_copies([SamplingParams(n=n, **values)] * num_prompts, encode_words)
+    assert caught.value.param == param
+    check_copies([SamplingParams(**values)] * num_prompts, encode_words)

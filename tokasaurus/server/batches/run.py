@@ -50,8 +50,8 @@ class BatchRun:
         batch = self.batch
         try:
             if batch.status == "cancelling" and batch.output_file_id is None:
-                # An earlier server was killed; the counts it saved may be behind the files.
-                await asyncio.to_thread(self._result_files().recover)
+                # An earlier server was killed.
+                await asyncio.to_thread(self._recover_cancelled)
             if batch.status == "validating":
                 await self._validate()
             if batch.status == "in_progress":
@@ -65,6 +65,15 @@ class BatchRun:
             log.exception("%s failed", self.batch.id)
             message = "The server failed on this batch; its log says why."
             await self._fail([LineError(code="server_error", message=message)])
+
+    def _recover_cancelled(self) -> None:
+        """The counts that were saved may be behind the files."""
+        batch, folder = self.batch, self._store.folder
+        if batch.in_progress_at is None:
+            # What validation found wrong; no answers, and of no use to a cancelled batch.
+            folder.failures(batch.id).unlink(missing_ok=True)
+        else:
+            self._result_files().recover()
 
     async def cancel(self) -> None:
         """What is done stays; returns at once."""

@@ -1,0 +1,44 @@
+"""Batches that are cancelled at an awkward moment still end cancelled."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from tests.unit.server.batches.batch_client import create, settings, wait_for
+from tests.unit.server.tiny_server import TinyServer, run
+from tokasaurus.server.schemas.batches import Batch
+from tokasaurus.server.store.store import Store
+
+
+@asynccontextmanager
+async def changed(path: Path, batch_id: str) -> AsyncIterator[tuple[Batch, Store]]:
+    """A stored batch to change, while no server runs it."""
+    store = Store(path / "state")
+    await store.open()
+    batch = await store.batch(batch_id)
+    yield batch, store
+    await store.save_batch(batch)
+    await store.close()
+
+
+def test_a_batch_that_was_cancelled_while_it_was_validated_ends_cancelled(tmp_path: Path) -> None:
+    batch_ids: list[str] = []
+
+    async def first(server: TinyServer) -> None:
+        batch_ids.append(await create(server, ["{"]))
+        await wait_for(server, batch_ids[0], "failed")
+        await server.state.batch_service.close()
+        async with changed(tmp_path, batch_ids[0]) as (batch, store):
+            # As if it had been killed between its cancel and the end of the checks.
+            batch.status, batch.cancelling_at = "cancelling", 5
+            batch.failed_at = batch.errors = batch.error_file_id = None
+            store.folder.failures(batch.id).write_text('{"code": "invalid_json", "line": 1}\n')
+
+    async def second(server: TinyServer) -> None:
+        await server.state.batch_service.resume()
+        batch = await wait_for(server, batch_ids[0], "cancelled", "failed")
+        assert (batch["status"], batch["errors"]) == ("cancelled", None)
+        assert (batch["output_file_id"], batch["error_file_id"]) == (None, None)
+
+    run(first, batch_settings=settings(tmp_path))
+    run(second, batch_settings=settings(tmp_path))

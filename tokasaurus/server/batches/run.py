@@ -126,6 +126,8 @@ class BatchRun:
             return
         if self._work.cancelled():
             await asyncio.to_thread(self._answer_rest_as_expired, results)
+            if batch.status == "cancelling":
+                return
             batch.expired_at = int(time.time())
         else:
             self._work.result()

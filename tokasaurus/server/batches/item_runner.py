@@ -73,13 +73,13 @@ class ItemRunner:
 
 
 def num_samples(body: dict[str, msgspec.Raw]) -> int:
-    """Prompts times n, as far as a glance shows; what is wrong with them comes out later."""
+    """Prompts times n (or best_of), as far as a glance shows; what is wrong comes out later."""
     if isinstance(inputs := _decoded(body, "input"), list):
         # Of embeddings; where they are the items of one response, they are objects.
         return sum(isinstance(one, str | list) for one in inputs) or 1
-    n = _decoded(body, "n")
+    numbers = (_decoded(body, "n"), _decoded(body, "best_of"))
+    per_prompt = max([1, *(number for number in numbers if isinstance(number, int))])
     prompts = _decoded(body, "prompt")
-    per_prompt = n if isinstance(n, int) and n > 0 else 1
     is_many = isinstance(prompts, list) and prompts and not isinstance(prompts[0], int)
     return per_prompt * (len(prompts) if isinstance(prompts, list) and is_many else 1)
 

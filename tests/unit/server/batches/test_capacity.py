@@ -3,9 +3,11 @@
 import asyncio
 import random
 
+import msgspec
 import pytest
 
 from tokasaurus.server.batches.capacity import Capacity
+from tokasaurus.server.batches.item_runner import num_samples
 
 
 async def settle() -> None:
@@ -72,3 +74,18 @@ def test_cancelled_waiters_lose_no_places(seed: int) -> None:
         assert await asyncio.wait_for(capacity.acquire(5), 10) == 5
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b'{"prompt": "a"}', 1),
+        (b'{"prompt": ["a", "b"], "n": 3}', 6),
+        (b'{"prompt": ["a", "b"], "n": 3, "best_of": 5}', 10),
+        (b'{"prompt": [7, 8], "n": 3, "best_of": null}', 3),
+        (b'{"n": "many", "best_of": 4}', 4),
+        (b'{"n": -1, "best_of": [2]}', 1),
+    ],
+)
+def test_places_of_an_item(body: bytes, expected: int) -> None:
+    assert num_samples(msgspec.json.decode(body, type=dict[str, msgspec.Raw])) == expected

@@ -6,6 +6,11 @@ import pytest
 
 from tests.unit.server.tiny_server import TinyServer, run
 from tokasaurus.ipc.messages.to_manager import GenerateRequest
+from tokasaurus.server.generation import Generation
+from tokasaurus.server.logprobs import prompt_logprobs
+from tokasaurus.server.routes import completions
+from tokasaurus.server.schemas.prompt_logprobs import PromptLogprobs
+from tokasaurus.tokenization.tokenizer import Tokenizer
 
 # The manager double says that token i has log-probability -i / 8, unless 7 divides i.
 SCRIPTS = {0: [40, 41], 1: [9, 50], 2: [9, 9, 9, 10], 3: [60]}
@@ -39,6 +44,31 @@ def test_with_logprobs_and_echo() -> None:
         [choice] = reply["choices"]
         assert choice["text"].startswith("The")
         assert len(choice["logprobs"]["tokens"]) == reply["usage"]["prompt_tokens"] + 5
+
+    run(check)
+
+
+def test_prompts_are_scored_once_for_all_their_choices(monkeypatch: pytest.MonkeyPatch) -> None:
+    scored: list[int] = []
+
+    def score(generation: Generation, tokenizer: Tokenizer) -> PromptLogprobs:
+        scored.append(generation.index)
+        return prompt_logprobs(generation, tokenizer)
+
+    monkeypatch.setattr(completions, "prompt_logprobs", score)
+
+    async def check(server: TinyServer) -> None:
+        scripted(server)
+        prompts = [[21, 22], [21, 23, 24]]
+        for options in ({"n": 2}, {"n": 2, "best_of": 4}):
+            scored.clear()
+            reply = await server.complete(prompt=prompts, prompt_logprobs=0, seed=0, **options)
+            shown = [
+                [next(iter(one)) for one in choice["prompt_logprobs"][1:]]
+                for choice in reply["choices"]
+            ]
+            assert shown == [["22"], ["22"], ["23", "24"], ["23", "24"]]
+            assert len(scored) == 2
 
     run(check)
 

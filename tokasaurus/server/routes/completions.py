@@ -119,8 +119,10 @@ class _CompletionMaker:
             generations = best_samples(generations, num_drawn=self._num_drawn, n=self._n)
         choices = [w.write(g) for w, g in zip(self._writers, generations, strict=True)]
         if self._scores_prompts:
-            for choice, generation in zip(choices, generations, strict=True):
-                choice.prompt_logprobs = prompt_logprobs(generation, self._tokenizer)
+            # The choices of a prompt follow one another, whichever samples are the best.
+            scores = [prompt_logprobs(g, self._tokenizer) for g in generations[:: self._n]]
+            for index, choice in enumerate(choices):
+                choice.prompt_logprobs = scores[index // self._n]
         return self._completion(choices, usage)
 
     def chunks(self, generation: Generation) -> News:

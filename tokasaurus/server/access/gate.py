@@ -9,7 +9,7 @@ from tokasaurus.server.access.api_keys import ApiKeys
 from tokasaurus.server.errors import error_response
 from tokasaurus.server.schemas.errors import ErrorBody, ErrorResponse
 
-OPEN_PATHS = frozenset({"/health", "/ready", "/ping"})
+OPEN_PATHS = frozenset({"/health", "/ready"})
 """What load balancers and supervisors ask."""
 
 _BEARER = b"bearer "

@@ -37,6 +37,8 @@ from tokasaurus.tokenization.tokenizer import Tokenizer
 
 _SAMPLES_PER_CHUNK = 256
 """Prompts are tokenized and submitted in chunks of about this many samples."""
+_IDS_PER_SAMPLE = 8192
+"""So many allowed tokens weigh as much as a sample, since each sample is sent a copy of them."""
 _ONLY_PROMPT = SamplingParams(max_tokens=0)
 _IN_FLIGHT_FACTOR = 4
 """Samples in flight per seat: enough for the scheduler to look ahead, without holding millions."""
@@ -232,13 +234,14 @@ def _chunks(
     pairs: Iterator[tuple[Any, SamplingParams]],
 ) -> Iterator[list[tuple[Any, SamplingParams]]]:
     chunk: list[tuple[Any, SamplingParams]] = []
-    num_samples = 0
+    weight = 0.0
     for pair in pairs:
         chunk.append(pair)
-        num_samples += pair[1].n
-        if num_samples >= _SAMPLES_PER_CHUNK:
+        params = pair[1]
+        weight += params.n * (1 + len(params.allowed_token_ids) / _IDS_PER_SAMPLE)
+        if weight >= _SAMPLES_PER_CHUNK:
             yield chunk
-            chunk, num_samples = [], 0
+            chunk, weight = [], 0.0
     if chunk:
         yield chunk
 

@@ -71,16 +71,11 @@ async def upload_file(request: Request) -> Response:
 @router.get(
     "/v1/files",
     summary="List files",
-    openapi_extra=query_parameters(_MAX_LIMIT),
+    openapi_extra=query_parameters(_MAX_LIMIT, takes_purpose=True),
     responses=answers(FileList),
 )
 async def list_files(request: Request) -> Response:
-    page = parse_page(
-        request,
-        default_limit=_MAX_LIMIT,
-        max_limit=_MAX_LIMIT,
-        purpose=request.query_params.get("purpose"),
-    )
+    page = parse_page(request, default_limit=_MAX_LIMIT, max_limit=_MAX_LIMIT, takes_purpose=True)
     found = await (await _batches(request).store()).files(page)
     first_id, last_id, has_more = slice_of(found, page)
     return _json(FileList(data=found, first_id=first_id, last_id=last_id, has_more=has_more))

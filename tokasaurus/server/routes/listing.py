@@ -19,13 +19,15 @@ class Slice(NamedTuple):
     has_more: bool
 
 
-def query_parameters(max_limit: int) -> dict[str, Any]:
+def query_parameters(max_limit: int, *, takes_purpose: bool = False) -> dict[str, Any]:
     """`openapi_extra` of a route that reads `parse_page`."""
-    schemas = {
+    schemas: dict[str, dict[str, Any]] = {
         "limit": {"type": "integer", "minimum": 1, "maximum": max_limit},
         "after": {"type": "string"},
         "order": {"enum": ["asc", "desc"]},
     }
+    if takes_purpose:
+        schemas["purpose"] = {"type": "string"}
     return {
         "parameters": [
             {"name": name, "in": "query", "required": False, "schema": schema}
@@ -35,13 +37,21 @@ def query_parameters(max_limit: int) -> dict[str, Any]:
 
 
 def parse_page(
-    request: Request, *, default_limit: int, max_limit: int, purpose: str | None = None
+    request: Request, *, default_limit: int, max_limit: int, takes_purpose: bool = False
 ) -> Page:
     """Asks for one more than the limit, so that `slice_of` knows whether there are more.
 
     Raises InvalidRequestError, which names the parameter.
     """
     query = request.query_params
+    known = ("limit", "after", "order", *(["purpose"] if takes_purpose else []))
+    for name in query:
+        if name not in known:
+            raise InvalidRequestError(
+                f"Unrecognized query parameter: {name[:64]!r}; remove it.",
+                param=name[:64],
+                code="unknown_parameter",
+            )
     text = query.get("limit", str(default_limit))
     if not (text.isascii() and text.isdecimal() and len(text) < 9 and 1 <= int(text) <= max_limit):
         raise InvalidRequestError(
@@ -54,7 +64,7 @@ def parse_page(
         limit=int(text) + 1,
         after=query.get("after"),
         newest_first=order == "desc",
-        purpose=purpose,
+        purpose=query.get("purpose"),
     )
 
 

@@ -72,6 +72,7 @@ def test_listing(tmp_path: Path) -> None:
             ("limit=x", "limit"),
             ("limit=99999", "limit"),
             ("order=up", "order"),
+            ("page=2", "page"),
         ):
             response = await server.http.get(f"/v1/files?{query}")
             assert response.status_code == 400

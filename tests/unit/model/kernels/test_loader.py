@@ -20,6 +20,7 @@ def test_best_flavour_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     assert loader.runnable_flavours()[-1] == "generic"
 
 
+@pytest.mark.slow  # builds a second flavour, which takes both cores for half a minute
 def test_environment_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(loader.FLAVOUR_VARIABLE, "generic")
     assert loader.load_kernels().flavour == "generic"

@@ -231,6 +231,7 @@ def test_groups_are_layers_of_their_own(kernels: Kernels, weight_format: WeightF
     assert torch.equal(y, torch.cat(expected))
 
 
+@pytest.mark.slow  # builds a second flavour, which takes both cores for half a minute
 def test_flavours_give_the_same_bits(kernels: Kernels) -> None:
     weight, x = draw(0, 50, 300), draw(1, 20, 300)
     results = [

@@ -137,7 +137,7 @@ def test_a_certificate_that_can_not_be_used(tmp_path: Path) -> None:
         assert "can't be used" in process.output
 
 
-def test_a_reader_that_takes_nothing_frees_the_engine() -> None:
+def test_a_reader_that_takes_nothing_frees_engine_and_connection() -> None:
     body = json.dumps(
         {
             "prompt": "Once",
@@ -161,9 +161,19 @@ def test_a_reader_that_takes_nothing_frees_the_engine() -> None:
             reader.sendall(request.encode())
             wait_for_metric(process, 'requests_finished_total{finish_reason="error"}', 64)
             wait_for_metric(process, "requests_in_flight", 0)
+            if sys.platform == "linux":
+                wait_for_end_of_connection(process, reader.getsockname()[1])
         body_of_other = {"prompt": "Once", "max_tokens": 2}
         response = httpx.post(f"{process.url}/v1/completions", json=body_of_other, timeout=60)
         assert response.status_code == 200
+
+
+def wait_for_end_of_connection(process: EngineProcess, client_port: int) -> None:
+    deadline = time.monotonic() + 60
+    server = process.children()["server0"]
+    while any(c.raddr and c.raddr.port == client_port for c in server.net_connections("tcp")):
+        assert time.monotonic() < deadline, "the connection stays although nobody reads"
+        time.sleep(0.1)
 
 
 def wait_for_metric(process: EngineProcess, series: str, value: float) -> None:

@@ -1,19 +1,25 @@
 """The socket that a server listens on, bound before anything slow starts."""
 
+import math
 import socket
 import sys
 
 from tokasaurus.config.engine_config import EngineConfig
 from tokasaurus.errors import ConfigError
 
+_MAX_MILLISECONDS = 2**31 - 1
 _ANY_ADDRESSES = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not bound to
 
 
-def bind_socket(host: str, port: int, *, shared: bool = False) -> socket.socket:
+def bind_socket(
+    host: str, port: int, *, shared: bool = False, stall_seconds: float | None = None
+) -> socket.socket:
     """Bound, not yet listening; port 0 takes a free one. Raises ConfigError if it can't be had.
 
     `shared`: others that say so, too, may bind to the same port; the kernel spreads connections
-    evenly over those that listen.
+    evenly over those that listen. `stall_seconds`: where the system can (Linux), it ends
+    connections whose peer has taken nothing for so long; without, they last as long as the peer
+    answers probes, and what was to be sent stays in memory.
     """
     if shared and sys.platform != "linux":
         raise ConfigError(
@@ -30,6 +36,9 @@ def bind_socket(host: str, port: int, *, shared: bool = False) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if shared:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    if stall_seconds is not None and sys.platform == "linux":  # accepted sockets inherit it
+        milliseconds = math.ceil(min(stall_seconds * 1000, _MAX_MILLISECONDS))
+        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
     try:
         bound.bind(address)
     except OSError as error:

@@ -53,8 +53,12 @@ def run_server(
     name = f"server{server_index}"
     supervisor = ZmqOutbox(addresses.supervisor())
     try:
-        is_shared = config.server_workers > 1
-        with bind_socket(config.host, config.port, shared=is_shared) as bound:
+        with bind_socket(
+            config.host,
+            config.port,
+            shared=config.server_workers > 1,
+            stall_seconds=config.stream_stall_seconds,
+        ) as bound:
             supervisor.send(Progress(process=name, phase="load", text="tokenizer"))
             tls = TlsFiles.of(config)
             state = _load(config, addresses, server_index, num_managers)

@@ -51,6 +51,19 @@ def test_servers_share_a_port_that_nobody_else_can_have() -> None:
             reserve_port(config)
 
 
+@linux
+@pytest.mark.parametrize(
+    ("seconds", "milliseconds"),
+    [(60.0, 60_000), (0.0001, 1), (float("inf"), 2**31 - 1), (None, 0)],
+)
+def test_connections_end_whose_reader_stalls(seconds: float | None, milliseconds: int) -> None:
+    with bind_socket("127.0.0.1", 0, stall_seconds=seconds) as bound:
+        bound.listen()
+        with socket.create_connection(bound.getsockname()), bound.accept()[0] as accepted:
+            option = socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT
+            assert accepted.getsockopt(*option) == milliseconds
+
+
 def test_a_lone_server_reserves_nothing() -> None:
     config = EngineConfig(port=0)
     assert reserve_port(config) == (config, None)

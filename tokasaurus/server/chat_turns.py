@@ -79,6 +79,7 @@ def render_turn(state: ServerState, turn: ChatTurn) -> str:
 async def start_turn(state: ServerState, turn: ChatTurn, *, stream: bool) -> RunningTurn:
     """Raises what `render_turn` and the engine's `submit` raise."""
     output_format = state.output_format
+    state.engine.check_room(turn.params.n)
     await asyncio.sleep(0)  # until others that came with it are here: see EncodingPool.encode
     text = render_turn(state, turn)
     reasoning = output_format.reasoning_state(text)

@@ -198,7 +198,7 @@ class EngineClient:
             raise self.failure
         check_copies([prompt.params for prompt in prompts], self._encode_bad_words)
         built = [self._build(prompt, default_max_tokens, predictor_key) for prompt in prompts]
-        self._check_room(sum(map(len, built)))
+        self.check_room(sum(map(len, built)))
         group = RequestGroup(stream=stream, cancel=self._cancel)
         for prompt, requests in zip(prompts, built, strict=True):
             dp_rank = self._balancer.choose(requests[0].prompt_ids, requests[0].cache_salt)
@@ -269,7 +269,8 @@ class EngineClient:
         self._balancer.add(dp_rank, request)
         self._channels.post(dp_rank, request)
 
-    def _check_room(self, num_new: int) -> None:
+    def check_room(self, num_new: int) -> None:
+        """Raises what `submit` would raise; to be called before work goes into the prompts."""
         bound = self._max_in_flight
         if bound is None or len(self._in_flight) + num_new <= bound:
             return

@@ -10,6 +10,7 @@ from tokasaurus.server.engine_client import Prompt
 from tokasaurus.server.sampling_params import SamplingParams
 
 PATH = "/v1/completions"
+CHAT = [{"role": "user", "content": "Hi"}]
 
 
 @pytest.mark.parametrize(
@@ -218,6 +219,36 @@ def test_full_queue() -> None:
         server.manager.runs_by_itself = True
 
     run(check, max_in_flight=4)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (PATH, {"prompt": ["The", "It"]}),
+        ("/v1/chat/completions", {"messages": CHAT, "n": 2}),
+        ("/v1/responses", {"input": "Hi"}),
+        ("/v1/messages", {"messages": CHAT, "max_tokens": 2}),
+        ("/v1/embeddings", {"input": ["The", "It"]}),
+        ("/v1/score", {"text_1": "The", "text_2": ["a", "b"]}),
+    ],
+)
+def test_a_full_queue_refuses_before_it_tokenizes(
+    path: str, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def check(server: TinyServer) -> None:
+        async def encode(*args: object, **kwargs: object) -> None:
+            raise AssertionError("tokenized in vain")
+
+        server.manager.runs_by_itself = False
+        monkeypatch.setattr(server.state.encoding_pool, "encode", encode)
+        monkeypatch.setattr(server.state.chat_template, "render", encode)
+        with server.state.engine.submit([Prompt([5], SamplingParams(n=2))], stream=False):
+            response = await server.post(path, body)
+            assert response.status_code == 429
+            assert response.headers["retry-after"] == "1"
+        server.manager.runs_by_itself = True
+
+    run(check, max_in_flight=2)
 
 
 def test_a_bug_shows_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

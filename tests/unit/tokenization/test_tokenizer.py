@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 from tests.unit.tokenization.tiny_tokenizers import byte_level
-from tokasaurus.errors import ModelError
+from tokasaurus.errors import ModelError, OverloadedError
 from tokasaurus.tokenization.encoding_pool import EncodingPool
 from tokasaurus.tokenization.tokenizer import Tokenizer
 
@@ -98,6 +99,42 @@ def test_broken_files_are_model_errors(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text("[1]")
     with pytest.raises(ModelError, match="does not hold an object"):
         Tokenizer.load(tmp_path)
+
+
+def test_pool_bounds_what_waits(tmp_path: Path) -> None:
+    tokenizer = save(tmp_path, {})
+    is_free = threading.Event()
+    encode = tokenizer.encode
+
+    def slow(text: str, *, add_special_tokens: bool = True) -> list[int]:
+        assert is_free.wait(60)
+        return encode(text, add_special_tokens=add_special_tokens)
+
+    tokenizer.encode = slow  # type: ignore[method-assign]
+    pool = EncodingPool(tokenizer, num_threads=1, max_characters=30_000)
+    large, small = "a" * 50_000, "a" * 1000
+
+    async def check() -> None:
+        alone = asyncio.create_task(pool.encode([large]))
+        await asyncio.sleep(0)
+        for _ in range(2):
+            with pytest.raises(OverloadedError, match="try again"):
+                await pool.encode([small])
+        is_free.set()
+        assert await alone == [encode(large)]
+        is_free.clear()
+        fitting = [asyncio.create_task(pool.encode([small])) for _ in range(3)]
+        await asyncio.sleep(0)
+        with pytest.raises(OverloadedError):
+            await pool.encode([small])
+        fitting.pop().cancel()
+        await asyncio.sleep(0)
+        fitting.append(asyncio.create_task(pool.encode([small])))
+        is_free.set()
+        assert await asyncio.gather(*fitting) == [[encode(small)]] * 3
+
+    asyncio.run(check())
+    pool.close()
 
 
 def test_pool_encodes_short_and_long_texts(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ async def create_completion(request: Request) -> Response:
     body.check()
     params = body.sampling_params()
     prompts = split_prompts(body.prompt, n=params.n)
+    state.engine.check_room(len(prompts) * params.n)
     encoded = await encode_prompts(
         prompts, state, add_special_tokens=body.add_special_tokens is not False
     )

@@ -43,8 +43,10 @@ async def create_embeddings(request: Request) -> Response:
     )
     limits = state.engine.limits
     check_dimensions(body.dimensions, limits)
+    inputs = split_inputs(body.input)
+    state.engine.check_room(len(inputs))
     encoded = await encode_prompts(
-        split_inputs(body.input), state, add_special_tokens=body.add_special_tokens is not False
+        inputs, state, add_special_tokens=body.add_special_tokens is not False
     )
     kept = [
         truncated(

@@ -37,8 +37,10 @@ async def create_scores(request: Request) -> Response:
         priority=body.priority or 0,
         cache_salt=body.cache_salt or "",
     )
+    pairs = text_pairs(body.text_1, body.text_2)
+    state.engine.check_room(len(pairs))
     prompts = await scored_prompts(
-        text_pairs(body.text_1, body.text_2),
+        pairs,
         state.encoding_pool,
         add_special_tokens=body.add_special_tokens is not False,
     )

@@ -7,6 +7,7 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
 from tokasaurus.errors import InvalidRequestError
+from tokasaurus.server.disconnect import ClientGoneError
 from tokasaurus.server.errors import BodyTooLargeError
 
 _DRAIN_FACTOR = 8
@@ -24,14 +25,14 @@ async def parse_body(request: Request, schema: type[M], max_bytes: int) -> M:
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
-    """Raises InvalidRequestError if it is too large or does not come to its end."""
+    """Raises BodyTooLargeError, or ClientGoneError if it does not come to its end."""
     chunks: list[bytes] = []
     size = 0
     has_more = True
     while has_more and size <= max_bytes * _DRAIN_FACTOR:
         message = await request.receive()
         if message["type"] == "http.disconnect":
-            raise InvalidRequestError("The client went away before its request was whole.")
+            raise ClientGoneError("The client went away before its request was whole.")
         chunk = message.get("body", b"")
         size += len(chunk)
         if size <= max_bytes:

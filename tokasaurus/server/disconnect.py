@@ -1,10 +1,19 @@
-"""Notices that a client has gone away while its response is being made."""
+"""Notices that a client has gone away while its request is read or its response is made."""
 
 import asyncio
 from collections.abc import Callable
 from types import TracebackType
 
 from starlette.types import Receive
+
+from tokasaurus.errors import TokasaurusError
+
+CLIENT_CLOSED_REQUEST = 499
+"""What logs and metrics show for a request whose client left; nobody receives it."""
+
+
+class ClientGoneError(TokasaurusError):
+    """The client went away; nobody is there to be told."""
 
 
 class DisconnectWatch:

@@ -15,6 +15,7 @@ from tokasaurus.errors import (
     SlowReaderError,
     TokasaurusError,
 )
+from tokasaurus.server.disconnect import CLIENT_CLOSED_REQUEST, ClientGoneError
 from tokasaurus.server.schemas.errors import ErrorBody, ErrorResponse
 from tokasaurus.server.schemas.messages import MessageError, MessageErrorBody
 
@@ -72,6 +73,8 @@ def status_of(error: TokasaurusError) -> int:
         return HTTPStatus.SERVICE_UNAVAILABLE
     if isinstance(error, DeadlineExceededError):
         return HTTPStatus.GATEWAY_TIMEOUT
+    if isinstance(error, ClientGoneError):
+        return CLIENT_CLOSED_REQUEST
     return HTTPStatus.INTERNAL_SERVER_ERROR
 
 

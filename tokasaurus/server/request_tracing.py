@@ -7,6 +7,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tokasaurus.observability.tracing import AttributeValue, RequestTrace, RequestTracer
 from tokasaurus.server.access import scope_keys
+from tokasaurus.server.disconnect import CLIENT_CLOSED_REQUEST
 from tokasaurus.server.sampling_params import SamplingParams
 
 _OPERATIONS = {
@@ -18,7 +19,6 @@ _OPERATIONS = {
     "/v1/score": "score",
 }
 _HEADERS = frozenset({b"traceparent", b"tracestate"})
-_CLIENT_GONE_STATUS = 499
 
 _current_trace: ContextVar[RequestTrace | None] = ContextVar("current_trace", default=None)
 """Of the request that the running code answers."""
@@ -36,7 +36,7 @@ class RequestTracing:
         if operation is None or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
-        status = _CLIENT_GONE_STATUS
+        status = CLIENT_CLOSED_REQUEST
 
         async def send_and_see(message: Message) -> None:
             nonlocal status

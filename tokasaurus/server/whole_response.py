@@ -2,22 +2,19 @@
 
 from fastapi import Request
 
-from tokasaurus.server.disconnect import DisconnectWatch
+from tokasaurus.server.disconnect import ClientGoneError, DisconnectWatch
 from tokasaurus.server.generation import Generation
 from tokasaurus.server.request_group import RequestGroup
 
-CLIENT_CLOSED_REQUEST = 499
-"""What logs show for a request whose client left; nobody receives it."""
 
-
-async def finish_all(request: Request, group: RequestGroup) -> list[Generation] | None:
-    """All generations, finished; None if the client left. Raises the first one's error, if any."""
+async def finish_all(request: Request, group: RequestGroup) -> list[Generation]:
+    """All generations, finished. Raises the first one's error, if any, or ClientGoneError."""
     with group, DisconnectWatch(request.receive, group.cancel):
         while await group.wait():
             pass
     for generation in group.generations:
         if generation.finish_reason == "cancelled":
-            return None
+            raise ClientGoneError("The client went away before its answer was there.")
         if generation.error is not None:
             raise generation.error
     return group.generations

@@ -13,11 +13,22 @@ PATHS = ["/v1/completions", "/v1/chat/completions"]
 class RawClient:
     """Talks ASGI, so that a test decides when the client goes away."""
 
-    def __init__(self, server: TinyServer, path: str, **body: Any) -> None:
+    def __init__(
+        self,
+        server: TinyServer,
+        path: str,
+        *,
+        has_more: bool = False,
+        form: bytes | None = None,
+        **body: Any,
+    ) -> None:
+        """`has_more`: the body never comes to its end. `form`: it is this multipart form, with the
+        boundary "b"."""
         messages = {"messages": [{"role": "user", "content": "Hi"}]}
         prompt = {"prompt": "Hi"} if path == "/v1/completions" else messages
-        data = json.dumps(prompt | body).encode()
-        self._body = {"type": "http.request", "body": data, "more_body": False}
+        data = json.dumps(prompt | body).encode() if form is None else form
+        kind = b"application/json" if form is None else b"multipart/form-data; boundary=b"
+        self._body = {"type": "http.request", "body": data, "more_body": has_more}
         self._gone = asyncio.Event()
         self.sent: list[dict[str, Any]] = []
         self.on_send: Callable[[], None] = lambda: None
@@ -30,7 +41,7 @@ class RawClient:
             "path": path,
             "raw_path": path.encode(),
             "query_string": b"",
-            "headers": [],
+            "headers": [(b"content-type", kind)],
             "client": ("test", 1),
             "server": ("test", 80),
         }

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tokasaurus.observability import metrics
 from tokasaurus.observability.measurements import Measurements
 from tokasaurus.server.access import scope_keys
+from tokasaurus.server.disconnect import CLIENT_CLOSED_REQUEST
 from tokasaurus.server.ids import new_id
 
 log = logging.getLogger(__name__)
@@ -19,7 +20,6 @@ _HEADER = b"x-request-id"
 _ACCEPTED_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _OTHER = "other"
 _METHODS = frozenset({"GET", "POST", "DELETE", "HEAD", "OPTIONS", "PUT", "PATCH"})
-_CLIENT_GONE_STATUS = 499
 
 
 class LoggedRequest(msgspec.Struct, omit_defaults=True):
@@ -51,7 +51,7 @@ class RequestLog:
         request_id = _id_of(scope)
         scope[scope_keys.REQUEST_ID] = request_id.decode()
         begun = time.monotonic()
-        status, num_bytes = _CLIENT_GONE_STATUS, 0
+        status, num_bytes = CLIENT_CLOSED_REQUEST, 0
 
         def send_and_count(message: Message) -> Awaitable[None]:
             nonlocal status, num_bytes

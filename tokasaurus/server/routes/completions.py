@@ -21,7 +21,7 @@ from tokasaurus.server.schemas.usage import Usage
 from tokasaurus.server.state import ServerState, state_of
 from tokasaurus.server.streaming import Chunks, EventStream, News, TextEvents
 from tokasaurus.server.usage_counting import count_usage
-from tokasaurus.server.whole_response import CLIENT_CLOSED_REQUEST, finish_all
+from tokasaurus.server.whole_response import finish_all
 
 router = APIRouter(tags=["completions"])
 
@@ -71,8 +71,6 @@ async def create_completion(request: Request) -> Response:
             lambda: maker.usage_chunks(count_usage(group.generations, n=params.n)),
         )
     generations = await finish_all(request, group)
-    if generations is None:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
     return Response(msgspec.json.encode(maker.whole(generations)), media_type="application/json")
 
 

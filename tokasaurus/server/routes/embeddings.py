@@ -19,7 +19,7 @@ from tokasaurus.server.schemas.embeddings import (
     EmbeddingUsage,
 )
 from tokasaurus.server.state import state_of
-from tokasaurus.server.whole_response import CLIENT_CLOSED_REQUEST, finish_all
+from tokasaurus.server.whole_response import finish_all
 
 router = APIRouter(tags=["embeddings"])
 
@@ -65,8 +65,6 @@ async def create_embeddings(request: Request) -> Response:
         predictor_key="embeddings",
     )
     generations = await finish_all(request, group)
-    if generations is None:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
     num_tokens = sum(generation.num_prompt_tokens for generation in generations)
     written = await write_vectors(generations, body.dimensions, body.encoding_format or "float")
     answer = EmbeddingList(

@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 
 from tokasaurus.errors import InvalidRequestError
 from tokasaurus.server.batches.service import BatchService
+from tokasaurus.server.disconnect import ClientGoneError
 from tokasaurus.server.errors import BodyTooLargeError
 from tokasaurus.server.openapi import answers
 from tokasaurus.server.routes.listing import parse_page, query_parameters, slice_of
@@ -134,7 +135,7 @@ async def _read_form(request: Request, max_file_bytes: int) -> FormData:
         message = getattr(error, "message", str(error))
         raise InvalidRequestError(f"The body is not a form: {message}") from error
     except ClientDisconnect as error:
-        raise InvalidRequestError("The client went away before its file was whole.") from error
+        raise ClientGoneError("The client went away before its file was whole.") from error
 
 
 def _checked_upload(form: FormData, max_file_bytes: int) -> UploadFile:

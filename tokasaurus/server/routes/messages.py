@@ -23,7 +23,7 @@ from tokasaurus.server.schemas.messages import (
 )
 from tokasaurus.server.state import ServerState, state_of
 from tokasaurus.server.streaming import EventStream, Framing, named_event
-from tokasaurus.server.whole_response import CLIENT_CLOSED_REQUEST, finish_all
+from tokasaurus.server.whole_response import finish_all
 
 router = APIRouter(tags=["messages"])
 
@@ -54,8 +54,6 @@ async def create_message(request: Request) -> Response:
             framing=_FRAMING,
         )
     generations = await finish_all(request, running.group)
-    if generations is None:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
     return _json(writer.whole(generations[0]))
 
 

@@ -15,7 +15,7 @@ from tokasaurus.server.schemas.responses import DeletedResponse, ModelResponse, 
 from tokasaurus.server.state import state_of
 from tokasaurus.server.streaming import EventStream, Framing, named_event
 from tokasaurus.server.tools.tool_choice import tool_use_of
-from tokasaurus.server.whole_response import CLIENT_CLOSED_REQUEST, finish_all
+from tokasaurus.server.whole_response import finish_all
 
 router = APIRouter(tags=["responses"])
 
@@ -69,8 +69,6 @@ async def create_response(request: Request) -> Response:
             framing=Framing(named_event, writer.error_event, b""),
         )
     generations = await finish_all(request, running.group)
-    if generations is None:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
     return Response(writer.whole(generations[0]), media_type="application/json")
 
 

@@ -14,7 +14,7 @@ from tokasaurus.server.schemas.score import ScoreList, ScoreRequest
 from tokasaurus.server.scoring import score_of, scored_prompts, text_pairs
 from tokasaurus.server.state import state_of
 from tokasaurus.server.usage_counting import count_usage
-from tokasaurus.server.whole_response import CLIENT_CLOSED_REQUEST, finish_all
+from tokasaurus.server.whole_response import finish_all
 
 router = APIRouter(tags=["score"])
 
@@ -50,8 +50,6 @@ async def create_scores(request: Request) -> Response:
         predictor_key="score",
     )
     generations = await finish_all(request, group)
-    if generations is None:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
     scores = ScoreList(
         id=new_id("score-"),
         created=int(time.time()),

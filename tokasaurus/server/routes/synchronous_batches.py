@@ -10,10 +10,9 @@ from pydantic import RootModel
 from tokasaurus.errors import EngineFailedError, InvalidRequestError
 from tokasaurus.server.batches.item_runner import ItemRunner
 from tokasaurus.server.body import read_body
-from tokasaurus.server.disconnect import DisconnectWatch
+from tokasaurus.server.disconnect import ClientGoneError, DisconnectWatch
 from tokasaurus.server.openapi import takes
 from tokasaurus.server.state import state_of
-from tokasaurus.server.whole_response import CLIENT_CLOSED_REQUEST
 
 router = APIRouter(tags=["batches"])
 
@@ -53,7 +52,7 @@ async def answer_all(request: Request) -> Response:
     with DisconnectWatch(request.receive, give_up):
         await asyncio.wait((work,))
     if work.cancelled():
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
+        raise ClientGoneError("The client went away before its answers were there.")
     if (error := work.exception()) is not None:
         raise EngineFailedError("The engine is gone; try again.") from error
     return Response(msgspec.json.encode(work.result()), media_type="application/json")

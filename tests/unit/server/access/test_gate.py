@@ -2,15 +2,18 @@
 
 import json
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.unit.server.raw_client import RawClient, settle
 from tests.unit.server.tiny_server import TinyServer, run
 from tokasaurus.config.engine_config import EngineConfig
 from tokasaurus.errors import ConfigError
 from tokasaurus.server.access.api_keys import ApiKeys
 from tokasaurus.server.access.policy import AccessPolicy, TlsFiles
+from tokasaurus.server.batches.settings import BatchSettings
 
 LOCKED = AccessPolicy(api_keys=ApiKeys(["secret", "other"]))
 CORS = AccessPolicy(api_keys=ApiKeys(["secret"]), cors_origins=("https://page.example",))
@@ -213,6 +216,37 @@ def test_without_the_log_only_bugs_are_logged(
         assert (bug["status"], bug["error"]) == (500, "RuntimeError")
 
     run(check)
+
+
+@pytest.mark.parametrize(
+    ("path", "has_more"),
+    [
+        ("/v1/completions", True),
+        ("/v1/chat/completions", True),
+        ("/v1/files", True),
+        ("/v1/batches", True),
+        ("/custom/synchronous-batch-completions", True),
+        ("/v1/completions", False),
+        ("/v1/chat/completions", False),
+    ],
+)
+def test_clients_that_leave_have_a_status_of_their_own(
+    path: str, has_more: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def check(server: TinyServer) -> None:
+        caplog.set_level(logging.INFO, logger="tokasaurus")
+        server.manager.runs_by_itself = False
+        form = b"--b\r\nContent-Disposition: form-data;" if path == "/v1/files" else None
+        client = RawClient(server, path, has_more=has_more, form=form)
+        await settle()
+        client.leave()
+        await client.task
+        assert [line["status"] for line in logged(caplog)] == [499]
+        seen = (await server.http.get("/metrics")).text
+        assert f'route="{path}",status="499"}} 1.0' in seen
+
+    settings = BatchSettings(state_dir=tmp_path)
+    run(check, access=AccessPolicy(logs_requests=True), batch_settings=settings)
 
 
 def test_unknown_methods_and_paths_make_no_series() -> None:

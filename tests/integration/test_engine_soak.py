@@ -14,7 +14,8 @@ from tokasaurus.config.model_files import read_model_config
 from tokasaurus.errors import InvalidRequestError
 from tokasaurus.ipc.messages.to_server import ManagerStats
 from tokasaurus.launch.background import BackgroundEngine
-from tokasaurus.server.engine_client import EngineClient, Prompt
+from tokasaurus.server.engine_client import EngineClient
+from tokasaurus.server.prompts import Prompt
 from tokasaurus.server.sampling_params import SamplingParams
 from tokasaurus.tokenization.tokenizer import Tokenizer
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from tokasaurus.api.outputs import RequestOutput, sample_output
 from tokasaurus.api.prompts import PreparedPrompt
 from tokasaurus.errors import EngineFailedError
-from tokasaurus.server.engine_client import EngineClient, Prompt
+from tokasaurus.server.engine_client import EngineClient
 from tokasaurus.server.generation import Generation
+from tokasaurus.server.prompts import Prompt
 from tokasaurus.server.request_group import RequestGroup
 
 

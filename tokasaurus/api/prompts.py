@@ -8,7 +8,13 @@ from typing import Any, TypeAlias, cast
 
 from tokasaurus.errors import InvalidRequestError
 from tokasaurus.ipc.messages.to_manager import Pooling
-from tokasaurus.server.request_building import ModelLimits, build_requests, check_prompt_ids
+from tokasaurus.server.request_building import (
+    CheckedParams,
+    ModelLimits,
+    build_requests,
+    check_prompt_ids,
+    checked_params,
+)
 from tokasaurus.server.sampling_params import SamplingParams
 from tokasaurus.tokenization.chat_template import ChatTemplate
 from tokasaurus.tokenization.tokenizer import Tokenizer
@@ -150,9 +156,13 @@ class PromptPreparer:
         )
 
     def _checked(self, prepared: list[PreparedPrompt]) -> list[PreparedPrompt]:
+        checked: dict[int, CheckedParams] = {}
         for one in prepared:
             ids = check_prompt_ids(one.token_ids, self._limits)
-            build_requests(ids, one.params, self._limits, lambda: 0)
+            params = checked.get(id(one.params))
+            if params is None:
+                params = checked[id(one.params)] = checked_params(one.params, self._limits)
+            build_requests(ids, params, self._limits, lambda: 0)
         return prepared
 
 

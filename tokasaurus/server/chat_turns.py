@@ -8,10 +8,10 @@ import msgspec
 
 from tokasaurus.server.chat_output import ChatOutputParser
 from tokasaurus.server.chat_prompts import render_chat
-from tokasaurus.server.engine_client import Prompt
 from tokasaurus.server.ids import new_id
 from tokasaurus.server.output_format import OutputFormat
 from tokasaurus.server.prompt_truncation import truncated
+from tokasaurus.server.prompts import Prompt
 from tokasaurus.server.reasoning.splitter import ReasoningSplitter
 from tokasaurus.server.request_group import RequestGroup
 from tokasaurus.server.sampling_params import SamplingParams

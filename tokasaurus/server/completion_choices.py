@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from tokasaurus.errors import EngineFailedError
 from tokasaurus.server.generation import Generation
 from tokasaurus.server.logprobs import CompletionLogprobsBuilder, joined
 from tokasaurus.server.schemas.completions import CompletionChoice, CompletionLogprobs
@@ -68,5 +69,7 @@ class CompletionChoiceWriter:
 def _prompt_logprobs(
     builder: CompletionLogprobsBuilder, generation: Generation
 ) -> CompletionLogprobs:
+    if len(generation.prompt_logprobs) != generation.num_prompt_tokens - 1:
+        raise EngineFailedError("The engine did not score the whole prompt; try again.")
     first = builder.add_unscored(int(generation.request.prompt_ids[0]))
     return joined(first, builder.add(generation.prompt_logprobs))

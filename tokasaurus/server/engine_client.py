@@ -12,8 +12,6 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 
-import msgspec
-
 from tokasaurus.errors import (
     EngineFailedError,
     InvalidRequestError,
@@ -24,7 +22,6 @@ from tokasaurus.ipc.addresses import Addresses
 from tokasaurus.ipc.messages.to_manager import (
     CancelRequests,
     GenerateRequest,
-    Pooling,
     ServerHello,
     Shutdown,
 )
@@ -35,41 +32,20 @@ from tokasaurus.ipc.messages.to_server import (
     RequestLogprobs,
     ToServer,
 )
-from tokasaurus.server.default_priority import default_priority
 from tokasaurus.server.engine_channels import EngineChannels
 from tokasaurus.server.engine_metrics import EngineMetrics
-from tokasaurus.server.generation import Generation
+from tokasaurus.server.generation import Generation, TokenLogprob
 from tokasaurus.server.load_balancer import LoadBalancer
 from tokasaurus.server.peers import Peers
-from tokasaurus.server.request_building import (
-    ModelLimits,
-    bad_words_encoder,
-    build_embedding_request,
-    build_requests,
-    check_copies,
-    check_prompt_ids,
-)
+from tokasaurus.server.prompts import Prompt, RequestBuilder
+from tokasaurus.server.request_building import ModelLimits
 from tokasaurus.server.request_group import RequestGroup, wake_all
-from tokasaurus.server.sampling_params import SamplingParams
 from tokasaurus.tokenization.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
 _REQUEST_ID_BITS = 48
 _RETRY_AFTER_SECONDS = 1.0
-
-
-class Prompt(msgspec.Struct, frozen=True):
-    """Token ids to continue, and how."""
-
-    prompt_ids: Sequence[int]
-    params: SamplingParams
-    param: str = "prompt"
-    """What a client calls the ids, for messages about them."""
-    visible_tokens: tuple[str, ...] = ()
-    """Special tokens that stay in the text even where others are skipped."""
-    pooling: Pooling = ""
-    """If set, no token is drawn: the generation ends with a vector of the ids."""
 
 
 class EngineClient:
@@ -101,7 +77,6 @@ class EngineClient:
         self._server_index = server_index
         self._num_managers = num_managers
         self._tokenizer = tokenizer
-        self._encode_bad_words = bad_words_encoder(tokenizer)
         self._eos_token_ids = eos_token_ids or tokenizer.eos_token_ids
         self._max_in_flight = max_in_flight
         self._default_timeout_seconds = default_timeout_seconds
@@ -109,7 +84,8 @@ class EngineClient:
         self._peers = peers
         self._balancer = LoadBalancer(num_managers)
         self._in_flight: dict[int, tuple[Generation, RequestGroup]] = {}
-        self._request_ids = itertools.count(server_index << _REQUEST_ID_BITS)
+        request_ids = itertools.count(server_index << _REQUEST_ID_BITS)
+        self._builder = RequestBuilder(tokenizer, request_ids.__next__)
         self._ready: dict[int, ManagerReady] = {}
         self._all_ready = asyncio.Event()
         self._limits: ModelLimits | None = None
@@ -196,14 +172,14 @@ class EngineClient:
         """
         if self.failure is not None:
             raise self.failure
-        check_copies([prompt.params for prompt in prompts], self._encode_bad_words)
-        built = [self._build(prompt, default_max_tokens, predictor_key) for prompt in prompts]
+        built = self._builder.build(prompts, self.limits, default_max_tokens, predictor_key)
         self.check_room(sum(map(len, built)))
         group = RequestGroup(stream=stream, cancel=self._cancel)
         for prompt, requests in zip(prompts, built, strict=True):
             dp_rank = self._balancer.choose(requests[0].prompt_ids, requests[0].cache_salt)
+            scores: list[TokenLogprob] = []
             for request in requests:
-                self._send(request, prompt, dp_rank, group)
+                self._send(request, prompt, dp_rank, group, scores)
         default = self._default_timeout_seconds
         if limits := [s for p in prompts if (s := p.params.timeout or default) is not None]:
             group.expire_after(min(limits))
@@ -225,36 +201,15 @@ class EngineClient:
             self.metrics.note_finished(generation, now)
         wake_all(group for _, group in in_flight)
 
-    def _build(
-        self, prompt: Prompt, default_max_tokens: int | None, predictor_key: str
-    ) -> list[GenerateRequest]:
-        params = prompt.params
-        if not params.priority and (priority := default_priority.get()):
-            params = msgspec.structs.replace(params, priority=priority)
-        if prompt.pooling:
-            request = build_embedding_request(
-                prompt.prompt_ids,
-                prompt.pooling,
-                params,
-                self.limits,
-                next(self._request_ids),
-                predictor_key=predictor_key,
-                param=prompt.param,
-            )
-            return [request]
-        return build_requests(
-            check_prompt_ids(prompt.prompt_ids, self.limits, param=prompt.param),
-            params,
-            self.limits,
-            self._request_ids.__next__,
-            default_max_tokens=default_max_tokens,
-            predictor_key=predictor_key,
-            bad_words=self._encode_bad_words(params.bad_words),
-        )
-
     def _send(
-        self, request: GenerateRequest, prompt: Prompt, dp_rank: int, group: RequestGroup
+        self,
+        request: GenerateRequest,
+        prompt: Prompt,
+        dp_rank: int,
+        group: RequestGroup,
+        scores: list[TokenLogprob],
     ) -> None:
+        """`scores`: what the samples of the prompt share."""
         assert self._channels is not None
         detokenizer = self._tokenizer.detokenizer(
             skip_special_tokens=prompt.params.skip_special_tokens,
@@ -262,7 +217,7 @@ class EngineClient:
             visible_tokens=prompt.visible_tokens,
         )
         generation = Generation(
-            len(group.generations), request, prompt.params, dp_rank, detokenizer
+            len(group.generations), request, prompt.params, dp_rank, detokenizer, scores
         )
         group.add(generation)
         self._in_flight[request.request_id] = generation, group

@@ -75,7 +75,9 @@ class Generation:
         params: SamplingParams,
         dp_rank: int,
         detokenizer: Detokenizer,
+        prompt_logprobs: list[TokenLogprob],
     ) -> None:
+        """`prompt_logprobs`: the samples of a prompt share it; one of them scores the prompt."""
         self.index = index
         """Its place among the samples that were submitted together: prompt by prompt."""
         self.request = request
@@ -85,8 +87,9 @@ class Generation:
         self.output_ids: list[int] = []
         self.cumulative_logprob = 0.0
         """Of `output_ids`, if the request asked for log-probabilities."""
-        self.prompt_logprobs: list[TokenLogprob] = []
-        """Of the prompt's tokens from the second on, once the first output token is there."""
+        self.prompt_logprobs = prompt_logprobs
+        """Of the prompt's tokens from the second on, once the first output token is there: the
+        sample that scores it is the prompt's first, which no other overtakes."""
         self.embedding: np.ndarray | None = None
         """float32[D], not normalised: what a request with `pooling` ends with."""
         self.finish_reason: FinishReason | None = None

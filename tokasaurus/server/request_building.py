@@ -8,7 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from tokasaurus.errors import InvalidRequestError, PromptTooLongError
@@ -78,24 +80,28 @@ def check_prompt_ids(
     return ids
 
 
-def build_requests(
-    prompt_ids: np.ndarray,
+class CheckedParams(NamedTuple):
+    """Parameters that the model can honour, and what follows from them for every prompt."""
+
+    params: SamplingParams
+    sampling: TokenSampling
+    """Of each sample, but for its seed."""
+    stop_token_ids: tuple[int, ...]
+    priority: int
+
+
+def checked_params(
     params: SamplingParams,
     limits: ModelLimits,
-    new_request_id: Callable[[], int],
     *,
-    default_max_tokens: int | None = None,
-    predictor_key: str = "",
+    default_priority: int = 0,
     bad_words: tuple[tuple[int, ...], ...] = (),
-) -> list[GenerateRequest]:
-    """`params.n` requests for checked ids, which they share.
+) -> CheckedParams:
+    """Once for all prompts that come with them: some checks take long.
 
     `bad_words` are the token sequences of `params.bad_words`, see `encode_bad_words`.
-
-    `default_max_tokens` bounds the output when the client did not; None: the context does.
-    Where `params.max_tokens` is 0 the requests draw one token, which the caller drops.
+    Raises InvalidRequestError, which names the parameter.
     """
-    max_tokens = _max_tokens(len(prompt_ids), params, limits, default_max_tokens)
     _check_ids("stop_token_ids", params.stop_token_ids, limits)
     _check_ids("allowed_token_ids", params.allowed_token_ids, limits)
     _check_ids("logit_bias", params.logit_bias, limits)
@@ -113,42 +119,62 @@ def build_requests(
     early = stop_token_ids if params.min_tokens > 0 else ()
     if params.allowed_token_ids:
         _check_something_is_left(params, {*early, *(word[-1] for word in bad_words)})
+    sampling = TokenSampling(
+        temperature=0.0 if params.temperature < _GREEDY_BELOW else float(params.temperature),
+        top_k=1 if params.top_p == 0 else max(0, params.top_k),
+        top_p=1.0 if params.top_p == 0 else float(params.top_p),
+        min_p=float(params.min_p),
+        min_tokens=params.min_tokens,
+        banned_until_min_tokens=early,
+        num_top_logprobs=-1 if params.logprobs is None else params.logprobs,
+        frequency_penalty=float(params.frequency_penalty),
+        presence_penalty=float(params.presence_penalty),
+        repetition_penalty=float(params.repetition_penalty),
+        bias_ids=tuple(params.logit_bias),
+        bias_values=tuple(params.logit_bias.values()),
+        allowed_token_ids=tuple(params.allowed_token_ids),
+        bad_words=bad_words,
+        grammar=grammar,
+        end_token_ids=stop_token_ids if grammar else (),
+    )
+    priority = default_priority if params.priority is None else params.priority
+    return CheckedParams(params, sampling, stop_token_ids, priority)
+
+
+def build_requests(
+    prompt_ids: np.ndarray,
+    checked: CheckedParams,
+    limits: ModelLimits,
+    new_request_id: Callable[[], int],
+    *,
+    default_max_tokens: int | None = None,
+    predictor_key: str = "",
+) -> list[GenerateRequest]:
+    """`params.n` requests for checked ids, which they share. Only the first scores the prompt.
+
+    `default_max_tokens` bounds the output when the client did not; None: the context does.
+    Where `params.max_tokens` is 0 the requests draw one token, which the caller drops.
+    """
+    params = checked.params
+    max_tokens = _max_tokens(len(prompt_ids), params, limits, default_max_tokens)
     seed = random.getrandbits(63) if params.seed is None else params.seed
-    sampling = [
-        TokenSampling(
-            temperature=0.0 if params.temperature < _GREEDY_BELOW else float(params.temperature),
-            top_k=1 if params.top_p == 0 else max(0, params.top_k),
-            top_p=1.0 if params.top_p == 0 else float(params.top_p),
-            min_p=float(params.min_p),
-            seed=(seed + sample) % 2**63,
-            min_tokens=params.min_tokens,
-            banned_until_min_tokens=early,
-            num_top_logprobs=-1 if params.logprobs is None else params.logprobs,
-            num_prompt_logprobs=-1 if params.prompt_logprobs is None else params.prompt_logprobs,
-            frequency_penalty=float(params.frequency_penalty),
-            presence_penalty=float(params.presence_penalty),
-            repetition_penalty=float(params.repetition_penalty),
-            bias_ids=tuple(params.logit_bias),
-            bias_values=tuple(params.logit_bias.values()),
-            allowed_token_ids=tuple(params.allowed_token_ids),
-            bad_words=bad_words,
-            grammar=grammar,
-            end_token_ids=stop_token_ids if grammar else (),
-        )
-        for sample in range(params.n)
-    ]
+    num_scores = -1 if params.prompt_logprobs is None else params.prompt_logprobs
     return [
         GenerateRequest(
             request_id=new_request_id(),
             prompt_ids=prompt_ids,
-            sampling=one,
+            sampling=msgspec.structs.replace(
+                checked.sampling,
+                seed=(seed + sample) % 2**63,
+                num_prompt_logprobs=-1 if sample else num_scores,
+            ),
             max_tokens=max(1, max_tokens),
-            stop_token_ids=stop_token_ids,
-            priority=params.priority,
+            stop_token_ids=checked.stop_token_ids,
+            priority=checked.priority,
             cache_salt=params.cache_salt,
             predictor_key=predictor_key,
         )
-        for one in sampling
+        for sample in range(params.n)
     ]
 
 
@@ -160,6 +186,7 @@ def build_embedding_request(
     request_id: int,
     *,
     predictor_key: str,
+    default_priority: int,
     param: str,
 ) -> GenerateRequest:
     """A request for a vector. Of `params` only priority and salt count.
@@ -176,7 +203,7 @@ def build_embedding_request(
         prompt_ids=check_prompt_ids(prompt_ids, limits, param=param, needs_output=False),
         sampling=TokenSampling(),
         max_tokens=1,
-        priority=params.priority,
+        priority=default_priority if params.priority is None else params.priority,
         cache_salt=params.cache_salt,
         predictor_key=predictor_key,
         pooling=pooling,

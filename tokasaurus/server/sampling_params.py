@@ -73,8 +73,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """Leave special tokens out of the text."""
     include_stop_str_in_output: bool = False
     """Keep the stop string, or the text of the stop token, at the end of the output."""
-    priority: int = 0
-    """Lower runs earlier; first come, first served within one priority."""
+    priority: int | None = None
+    """Lower runs earlier; first come, first served within one priority. None: 0, or 100 in a batch.
+    """
     timeout: float | None = None
     """Seconds until what has not finished is given up, time in the queue included."""
     cache_salt: str = ""

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.unit.server.tiny_server import TinyServer, run
-from tokasaurus.server.engine_client import Prompt
+from tokasaurus.server.prompts import Prompt
 from tokasaurus.server.sampling_params import SamplingParams
 
 PATH = "/v1/completions"

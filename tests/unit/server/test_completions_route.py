@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from tests.unit.server.tiny_server import ANSWER, ANSWER_IDS, TOKENIZER, TinyServer, run
+from tokasaurus.server.structured_output import StructuredOutput
 
 PATH = "/v1/completions"
 
@@ -184,6 +185,46 @@ def test_logprobs(echo: bool) -> None:
             assert logprobs["token_logprobs"][0] is None
             assert logprobs["top_logprobs"][0] is None
             assert server.manager.requests[0].sampling.num_prompt_logprobs == 2
+
+    run(check)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_is_scored_once_for_all_its_samples(stream: bool) -> None:
+    body = {"prompt": ["The", "It"], "max_tokens": 2, "n": 3, "echo": True, "logprobs": 1}
+
+    async def check(server: TinyServer) -> None:
+        scored: dict[int, Any] = {}
+        replies = await server.stream(PATH, body) if stream else [await server.complete(**body)]
+        for choice in [choice for reply in replies for choice in reply["choices"]]:
+            scored.setdefault(choice["index"], choice["logprobs"])
+        assert len(scored) == 6
+        for index, logprobs in scored.items():
+            assert logprobs["token_logprobs"][:2] == scored[index // 3 * 3]["token_logprobs"][:2]
+            assert None not in logprobs["token_logprobs"][1:]
+        asked = [r.sampling.num_prompt_logprobs for r in server.manager.requests]
+        assert asked == [1, -1, -1] * 2
+
+    run(check)
+
+
+def test_parameters_that_prompts_share_are_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    num_compiled = 0
+    compiled = StructuredOutput.compiled
+
+    def count(output: StructuredOutput) -> str:
+        nonlocal num_compiled
+        num_compiled += 1
+        return compiled(output)
+
+    monkeypatch.setattr(StructuredOutput, "compiled", count)
+
+    async def check(server: TinyServer) -> None:
+        nonlocal num_compiled
+        await server.complete(prompt="The", guided_choice=["The"])
+        once, num_compiled = num_compiled, 0
+        await server.complete(prompt=["The"] * 20, guided_choice=["The"])
+        assert num_compiled == once
 
     run(check)
 

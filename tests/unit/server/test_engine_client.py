@@ -15,7 +15,8 @@ from tokasaurus.errors import (
 )
 from tokasaurus.ipc.messages.to_manager import Shutdown
 from tokasaurus.ipc.messages.to_server import ManagerStats
-from tokasaurus.server.engine_client import EngineClient, Prompt
+from tokasaurus.server.engine_client import EngineClient
+from tokasaurus.server.prompts import Prompt
 from tokasaurus.server.request_group import RequestGroup
 from tokasaurus.server.sampling_params import SamplingParams
 

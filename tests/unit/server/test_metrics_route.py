@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.unit.server.tiny_server import TinyServer, run
 from tokasaurus.ipc.messages.to_server import ManagerStats
-from tokasaurus.server.engine_client import Prompt
+from tokasaurus.server.prompts import Prompt
 from tokasaurus.server.sampling_params import SamplingParams
 from tokasaurus.server.stats_reporter import StatsLines, StatsReporter
 

@@ -16,6 +16,7 @@ from tokasaurus.server.request_building import (
     build_requests,
     check_copies,
     check_prompt_ids,
+    checked_params,
     encode_bad_words,
 )
 from tokasaurus.server.sampling_params import SamplingParams
@@ -31,7 +32,7 @@ def build(
     ids = check_prompt_ids([5] * num_prompt, LIMITS)
     return build_requests(
         ids,
-        SamplingParams(**params),
+        checked_params(SamplingParams(**params), LIMITS),
         LIMITS,
         itertools.count(7).__next__,
         default_max_tokens=default,
@@ -46,6 +47,17 @@ def test_samples() -> None:
     assert all(r.prompt_ids is requests[0].prompt_ids for r in requests)
     assert requests[0].prompt_ids.dtype == np.int32
     assert requests[0].predictor_key == "k"
+
+
+def test_only_the_first_sample_scores_the_prompt() -> None:
+    assert [r.sampling.num_prompt_logprobs for r in build(n=3, prompt_logprobs=2)] == [2, -1, -1]
+    assert [r.sampling.num_prompt_logprobs for r in build(n=2)] == [-1, -1]
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, 7), ({"priority": 0}, 0)])
+def test_a_priority_that_is_given_stays(given: dict[str, int], expected: int) -> None:
+    checked = checked_params(SamplingParams(**given), LIMITS, default_priority=7)
+    assert checked.priority == expected
 
 
 def test_random_seeds_differ() -> None:

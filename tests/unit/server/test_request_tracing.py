@@ -178,7 +178,7 @@ def test_other_paths_and_other_servers_are_not_traced() -> None:
 
 
 def _prompt() -> Any:
-    from tokasaurus.server.engine_client import Prompt
+    from tokasaurus.server.prompts import Prompt
 
     return Prompt([5], SamplingParams(max_tokens=2))
 

@@ -10,12 +10,12 @@ from tokasaurus.server.best_of import best_samples
 from tokasaurus.server.body import parse_body
 from tokasaurus.server.completion_choices import CompletionChoiceWriter
 from tokasaurus.server.completion_prompts import encode_prompts, split_prompts
-from tokasaurus.server.engine_client import Prompt
 from tokasaurus.server.generation import Generation
 from tokasaurus.server.ids import new_id
 from tokasaurus.server.logprobs import prompt_logprobs
 from tokasaurus.server.openapi import answers, takes
 from tokasaurus.server.prompt_truncation import truncated
+from tokasaurus.server.prompts import Prompt
 from tokasaurus.server.schemas.completions import Completion, CompletionChoice, CompletionRequest
 from tokasaurus.server.schemas.usage import Usage
 from tokasaurus.server.state import ServerState, state_of

@@ -8,9 +8,9 @@ from fastapi import APIRouter, Request, Response
 from tokasaurus.server.body import parse_body
 from tokasaurus.server.completion_prompts import encode_prompts
 from tokasaurus.server.embeddings import check_dimensions, split_inputs, write_vectors
-from tokasaurus.server.engine_client import Prompt
 from tokasaurus.server.openapi import answers, takes
 from tokasaurus.server.prompt_truncation import truncated
+from tokasaurus.server.prompts import Prompt
 from tokasaurus.server.sampling_params import SamplingParams
 from tokasaurus.server.schemas.embeddings import (
     Embedding,
@@ -37,7 +37,7 @@ async def create_embeddings(request: Request) -> Response:
     state.check_model(body.model)
     params = SamplingParams(
         max_tokens=0,
-        priority=body.priority or 0,
+        priority=body.priority,
         timeout=body.timeout,
         cache_salt=body.cache_salt or "",
     )

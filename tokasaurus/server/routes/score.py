@@ -6,9 +6,9 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 
 from tokasaurus.server.body import parse_body
-from tokasaurus.server.engine_client import Prompt
 from tokasaurus.server.ids import new_id
 from tokasaurus.server.openapi import answers, takes
+from tokasaurus.server.prompts import Prompt
 from tokasaurus.server.sampling_params import SamplingParams
 from tokasaurus.server.schemas.score import ScoreList, ScoreRequest
 from tokasaurus.server.scoring import score_of, scored_prompts, text_pairs
@@ -34,7 +34,7 @@ async def create_scores(request: Request) -> Response:
         max_tokens=0,
         temperature=0,
         prompt_logprobs=1,
-        priority=body.priority or 0,
+        priority=body.priority,
         cache_salt=body.cache_salt or "",
     )
     pairs = text_pairs(body.text_1, body.text_2)

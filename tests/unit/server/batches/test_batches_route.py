@@ -84,10 +84,14 @@ def test_failures_go_to_their_own_file(tmp_path: Path) -> None:
 def test_items_yield_to_interactive_requests(tmp_path: Path) -> None:
     async def check(server: TinyServer) -> None:
         await wait_for(
-            server, await create(server, [line("a"), line("b", priority=-3)]), "completed"
+            server,
+            await create(server, [line("a"), line("b", priority=-3), line("c", priority=0)]),
+            "completed",
         )
-        await server.complete()
         assert sorted(r.priority for r in server.manager.requests) == [-3, 0, BATCH_PRIORITY]
+        server.manager.requests.clear()
+        await server.complete()
+        assert [r.priority for r in server.manager.requests] == [0]
 
     run(check, batch_settings=settings(tmp_path))
 

@@ -13,7 +13,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +49,14 @@ class Kernels:
     flavour: str
     ops: Any
     """The torch.ops namespace."""
-    classes: Any = field(repr=False)
-    """The torch.classes namespace, whose own repr raises."""
     library: ctypes.CDLL
     """For functions that torch would take too long to call."""
+
+    @property
+    def classes(self) -> Any:
+        """The torch.classes namespace. It is no field: its repr raises, and printers of test
+        arguments print all fields."""
+        return getattr(torch.classes, _namespace(self.flavour))
 
 
 def native_flavour() -> str:
@@ -119,8 +123,12 @@ _loaded: dict[str, Kernels | str] = {}
 """Per flavour, the kernels or why there are none."""
 
 
+def _namespace(flavour: str) -> str:
+    return f"tokasaurus_{flavour}"
+
+
 def _load(flavour: str, flags: tuple[str, ...], report: Callable[[str], None]) -> Kernels | str:
-    namespace = f"tokasaurus_{flavour}"
+    namespace = _namespace(flavour)
     try:
         path = str(_built_library(flags, namespace, report))
         torch.ops.load_library(path)
@@ -135,7 +143,6 @@ def _load(flavour: str, flags: tuple[str, ...], report: Callable[[str], None]) -
     return Kernels(
         flavour=flavour,
         ops=getattr(torch.ops, namespace),
-        classes=getattr(torch.classes, namespace),
         library=library,
     )
 

@@ -1,8 +1,10 @@
 """Choosing, refusing and failing to build kernel flavours."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis.vendor.pretty import pretty
 
 from tokasaurus.errors import ConfigError
 from tokasaurus.model.kernels import loader
@@ -88,7 +90,8 @@ def test_machines_run_what_they_have(
     assert loader.native_flavour() == expected[0]
 
 
-def test_repr_names_the_flavour() -> None:
+@pytest.mark.parametrize("printed", [repr, pretty])
+def test_printing_names_the_flavour(printed: Callable[[object], str]) -> None:
     """A failing property test prints its arguments: what they raise would hide the failure."""
     kernels = loader.load_kernels()
-    assert kernels.flavour in repr(kernels)
+    assert kernels.flavour in printed(kernels)

@@ -148,9 +148,9 @@ def test_quick_no_step_waits_for_the_device(
         driver.run(prefill=[(s, 3) for s in sequences])
         driver.run(decode=sequences)
 
-        def checked(step: Any) -> Any:
+        def checked(step: Any, goes_on: Any) -> Any:
             with no_waiting(device):
-                return execute(step)
+                return execute(step, goes_on)
 
         runner.execute = checked  # type: ignore[method-assign]
         driver.run(decode=sequences)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import psutil
 import pytest
@@ -74,6 +75,50 @@ def test_vectors(llm: LLM) -> None:
             llm.embed("a", progress=False, **wrong)
     with pytest.raises(PromptTooLongError):
         llm.embed(["a", [5] * 10**5], progress=False)
+
+
+def num_messages(llm: LLM) -> int:
+    """With tokens, from the manager."""
+    return sum(llm._client.metrics._replicas[0].batch_size.counts)
+
+
+def test_whole_answers_come_in_leases(llm: LLM) -> None:
+    """Their tokens are those of single steps, which a search for stop strings needs."""
+    ids = llm.tokenizer.encode("import ")
+    params = SamplingParams(max_tokens=300, ignore_eos=True, seed=5)
+    before = num_messages(llm)
+    (leased,) = llm.generate(ids, params, progress=False)
+    num_leased = num_messages(llm) - before
+    single = msgspec.structs.replace(params, stop=("\0 never",))
+    (stepped,) = llm.generate(ids, single, progress=False)
+    num_stepped = num_messages(llm) - before - num_leased
+    assert leased.token_ids == stepped.token_ids
+    assert len(leased.token_ids) == 300
+    assert num_leased < num_stepped
+
+    place = next(i for i in range(100, 300) if leased.token_ids[i] not in leased.token_ids[:i])
+    stopping = msgspec.structs.replace(params, stop_token_ids=(leased.token_ids[place],))
+    (stopped,) = llm.generate(ids, stopping, progress=False)
+    assert stopped.finish_reason == "stop"
+    assert stopped.token_ids == leased.token_ids[: place + 1]
+
+
+def test_who_comes_in_the_middle_of_leases_starts(llm: LLM) -> None:
+    ids = llm.tokenizer.encode("import ")
+    ended: list[str] = []
+
+    def generate(name: str, max_tokens: int) -> None:
+        llm.generate(ids, SamplingParams(max_tokens=max_tokens, ignore_eos=True), progress=False)
+        ended.append(name)
+
+    before = num_messages(llm)
+    thread = threading.Thread(target=generate, args=("long", 900))
+    thread.start()
+    while num_messages(llm) < before + 3:
+        time.sleep(0.001)
+    generate("short", 2)
+    thread.join()
+    assert ended == ["short", "long"]
 
 
 def test_outputs_are_in_input_order(llm: LLM) -> None:

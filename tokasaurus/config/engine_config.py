@@ -115,6 +115,9 @@ class EngineConfig(StrictConfig):
     """Most sequences that run at the same time."""
     scheduling_steps_ahead: int | None = None
     """Steps planned before their predecessors' tokens are known; None: what suits the device."""
+    max_decode_repeats: int = 16
+    """Most tokens that a worker on a CPU draws for each running sequence before it reports them,
+    while nobody streams and nothing new has come; 1: reports each at once."""
     max_prefill_tokens_per_step: int | None = None
     """Most prompt tokens of a step that also decodes, so that long prompts don't hold up others'
     streams; None: whatever the decodes leave."""
@@ -273,6 +276,7 @@ _LEAST = {
     "cudagraph_max_size": 1,
     "cudagraph_step": 1,
     "scheduling_steps_ahead": 0,
+    "max_decode_repeats": 1,
     "cpu_threads": 1,
     "dp_size": 1,
     "pp_size": 1,

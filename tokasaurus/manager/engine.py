@@ -9,6 +9,7 @@ from tokasaurus.errors import ProtocolError
 from tokasaurus.ipc.messages.to_manager import GenerateRequest, StepOutput, WorkerReady
 from tokasaurus.ipc.messages.to_server import EngineOutputs, FinishReason, RequestFinished
 from tokasaurus.ipc.messages.to_worker import StepInput
+from tokasaurus.manager.leases import LeasePlanner
 from tokasaurus.manager.onboarding import AdmissionPolicy, Onboarder
 from tokasaurus.manager.output_handling import OutputHandler
 from tokasaurus.manager.preemption import Preempter
@@ -53,8 +54,14 @@ class Engine:
         self._stop_tokens = StopTokens(worker.vocab_size)
         self._preempter = Preempter(self.queue, self.running, clock)
         self._onboarder = Onboarder(self.queue, self.running, self.policy)
+        self._leases = LeasePlanner(settings, worker.capabilities, self.running)
         self._scheduler = Scheduler(
-            settings, worker.capabilities, self.running, self._preempter, self._pacer
+            settings,
+            worker.capabilities,
+            self.running,
+            self._preempter,
+            self._pacer,
+            self._leases,
         )
         self._builder = StepBuilder(self.running)
         self._in_flight: deque[StepInFlight] = deque()
@@ -107,7 +114,11 @@ class Engine:
         """Take in the result of the oldest step in flight."""
         if not self._in_flight:
             raise ProtocolError(f"the worker answered step {output.step_id}, but none was due")
-        self._outputs.handle(self._in_flight.popleft(), output)
+        step = self._in_flight.popleft()
+        num_passes = self._outputs.handle(step, output)
+        self.counters.num_steps += num_passes
+        if step.only_decodes:
+            self._leases.observe(step.row_slots.size, num_passes, output.execute_seconds)
         self.counters.worker_wait_seconds += output.wait_seconds
         self.counters.worker_execute_seconds += output.execute_seconds
         self.counters.device_idle_seconds += output.device_idle_seconds
@@ -118,7 +129,7 @@ class Engine:
 
     def schedule(self) -> StepInput | None:
         """Onboard what fits and plan one more step; None while there is nothing more to run."""
-        if len(self._in_flight) >= self._max_in_flight:
+        if len(self._in_flight) >= self._max_in_flight and not self._ends_leases():
             return None
         while True:
             self._onboarder.onboard()
@@ -134,6 +145,14 @@ class Engine:
             if chunk.is_first:
                 self._note_start(chunk.sequence)
         return step_input
+
+    def _ends_leases(self) -> bool:
+        """Whether a step beyond those in flight is due: the last of them is a lease, and ends as
+        soon as the worker has one that changes the batch."""
+        if len(self._in_flight) > self._max_in_flight or self._in_flight[-1].max_passes == 1:
+            return False
+        self._onboarder.onboard()
+        return bool(self.running.prefilling or self.running.freed_slots)
 
     def _note_start(self, sequence: Sequence) -> None:
         seconds = self._clock() - sequence.queued_at
@@ -153,7 +172,6 @@ class Engine:
 
     def update_counters(self) -> Counters:
         """Totals since start, complete up to now."""
-        self.counters.num_steps = self._builder.num_steps
         self.counters.num_output_tokens = self._outputs.num_output_tokens
         self.counters.num_preemptions = self._preempter.num_preemptions
         return self.counters
@@ -237,7 +255,8 @@ class Engine:
             assert sequence.state is SequenceState.QUEUED
         num_in_flight = sum(map(self.running.slots.num_tokens_in_flight, (s.slot for s in seated)))
         num_rows = sum(
-            int((self.running.slots.epochs[step.row_slots] == step.row_epochs).sum())
+            step.max_passes
+            * int((self.running.slots.epochs[step.row_slots] == step.row_epochs).sum())
             + sum(self.running.slots.epochs[s] == e for s, e in step.embedded_epochs.items())
             for step in self._in_flight
         )

@@ -93,7 +93,9 @@ class Forecast:
     def _seated_loads(self) -> Loads:
         slots = self._running.slots
         seated = np.flatnonzero(slots.is_seated)
-        num_tokens = slots.num_scheduled[seated].astype(np.int64)
+        # A lease that ended early leaves blocks for tokens to come: they count as begun.
+        least = slots.capacity[seated] - self._running.page_size + 1
+        num_tokens = np.maximum(slots.num_scheduled[seated], least).astype(np.int64)
         starts = np.zeros(seated.size, np.int64)
         row_of = np.zeros(slots.num_slots, np.intp)
         row_of[seated] = np.arange(seated.size)

@@ -34,11 +34,11 @@ class GroupFinder:
         self._num_steps_since = 0
         self._has_changed = False
 
-    def update(self) -> list[HydragenGroup]:
+    def update(self, num_passes: int = 1) -> list[HydragenGroup]:
         """Groups of the decode order as it is after this; to be called once per step."""
         running = self._running
         running.refresh_decode_slots()
-        self._num_steps_since += 1
+        self._num_steps_since += num_passes
         if running.decode_slots is not self._order:
             self._has_changed = True
         if self._has_changed and self._num_steps_since >= _SEARCH_INTERVAL:

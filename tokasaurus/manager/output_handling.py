@@ -44,7 +44,7 @@ class OutputHandler:
         self._stop_tokens = stop_tokens
         self._finish = finish
         self._parts: list[tuple[np.ndarray, np.ndarray]] = []
-        """(request id per token, tokens) of every step since the last message."""
+        """(request id per row, tokens [R, S] of R passes) of every step since the last message."""
         self._logprobs: list[RequestLogprobs] = []
         self._finished: list[RequestFinished] = []
         self._embeddings: list[tuple[int, np.ndarray]] = []
@@ -52,35 +52,49 @@ class OutputHandler:
         self._ones = np.ones(1, np.int32)
         self.num_output_tokens = 0
 
-    def handle(self, step: StepInFlight, output: StepOutput) -> None:
-        """Take in the result of `step`, the oldest one in flight."""
-        if output.step_id != step.step_id or output.token_ids.shape != step.row_slots.shape:
-            raise ProtocolError(
-                f"the worker answered step {output.step_id} with {output.token_ids.size} tokens, "
-                f"but step {step.step_id} with {step.row_slots.size} rows was due"
-            )
+    def handle(self, step: StepInFlight, output: StepOutput) -> int:
+        """Take in the result of `step`, the oldest one in flight; returns its number of passes."""
+        passes = _passes(step, output)
         for prompt_logprobs in output.prompt_logprobs:
             self._take_prompt_logprobs(step, prompt_logprobs)
         if step.embedded_epochs:
             self._take_embeddings(step, output)
-        row_slots, token_ids, rows = self._live_rows(step, output.token_ids)
-        if not row_slots.size:
-            return
+        num_passes = len(passes)
+        row_slots, passes, rows = self._live_rows(step, passes)
+        if row_slots.size:
+            if num_passes < step.max_passes:
+                self._running.take_back(row_slots, step.max_passes - num_passes)
+            if output.logprobs is not None:
+                self._take_logprobs(output, row_slots, passes[-1], rows)
+            self._take_tokens(row_slots, passes)
+        return num_passes
+
+    def _take_tokens(self, row_slots: np.ndarray, passes: np.ndarray) -> None:
+        """New tokens of live rows, int32[R, S]. Who ends does so with the last pass."""
         slots = self._running.slots
-        if output.logprobs is not None:
-            self._take_logprobs(output, row_slots, token_ids, rows)
+        token_ids = passes[-1]
         is_end = self._stop_tokens.may_stop(token_ids)
-        is_end |= slots.num_known[row_slots] + 1 >= slots.max_num_tokens[row_slots]
+        is_end |= slots.num_known[row_slots] + len(passes) >= slots.max_num_tokens[row_slots]
         ends = is_end.nonzero()[0]
         if ends.size and (token_ids[ends] < 0).any():
+            if len(passes) > 1:
+                self._append(row_slots, passes[:-1])
             ends, row_slots, token_ids = self._fail_broken(ends, row_slots, token_ids)
             if not row_slots.size:
                 return
-        slots.append_tokens(row_slots, token_ids)
-        self._parts.append((slots.request_ids[row_slots], token_ids))
-        self.num_output_tokens += token_ids.size
+            passes = token_ids[None]
+        self._append(row_slots, passes)
         for row in ends.tolist():
             self._end(int(row_slots[row]), int(token_ids[row]))
+
+    def _append(self, row_slots: np.ndarray, passes: np.ndarray) -> None:
+        slots = self._running.slots
+        if len(passes) == 1:
+            slots.append_tokens(row_slots, passes[0])
+        else:
+            slots.append_passes(row_slots, passes)
+        self._parts.append((slots.request_ids[row_slots], passes))
+        self.num_output_tokens += passes.size
 
     def finish(self, finished: RequestFinished) -> None:
         """Pass a request's terminal message on with the next messages."""
@@ -131,15 +145,17 @@ class OutputHandler:
         """What is new for each server, by its index."""
         if not self._parts:
             return {}
-        ids, token_ids = self._parts[0]
+        ids, passes = self._parts[0]
         servers = ids >> SERVER_INDEX_SHIFT
         first = int(servers[0])
         if len(self._parts) == 1 and np.count_nonzero(servers == first) == ids.size:
+            if len(passes) > 1:
+                return {first: (ids, np.full(ids.size, len(passes), np.int32), passes.T.ravel())}
             if ids.size > self._ones.size:
                 self._ones = np.ones(2 * ids.size, np.int32)
-            return {first: (ids, self._ones[: ids.size], token_ids)}
-        ids = np.concatenate([part[0] for part in self._parts])
-        token_ids = np.concatenate([part[1] for part in self._parts])
+            return {first: (ids, self._ones[: ids.size], passes[0])}
+        ids = np.concatenate([np.tile(ids, len(passes)) for ids, passes in self._parts])
+        token_ids = np.concatenate([passes.ravel() for _, passes in self._parts])
         order = np.argsort(ids, kind="stable")
         ids, counts = np.unique(ids, return_counts=True)
         servers = ids >> SERVER_INDEX_SHIFT
@@ -171,16 +187,16 @@ class OutputHandler:
         }
 
     def _live_rows(
-        self, step: StepInFlight, token_ids: np.ndarray
+        self, step: StepInFlight, passes: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Slots and tokens of rows whose sequence still runs; which rows, None for all of them."""
         if step.num_releases == self._running.num_releases:
-            return step.row_slots, token_ids, None
+            return step.row_slots, passes, None
         is_live = self._running.slots.epochs[step.row_slots] == step.row_epochs
         if is_live.all():
-            return step.row_slots, token_ids, None
+            return step.row_slots, passes, None
         rows = np.flatnonzero(is_live)
-        return step.row_slots[rows], token_ids[rows], rows
+        return step.row_slots[rows], passes[:, rows], rows
 
     def _fail_broken(
         self, ends: np.ndarray, row_slots: np.ndarray, token_ids: np.ndarray
@@ -286,3 +302,17 @@ def _top(
     if top_ids is None or top_logprobs is None:
         return np.empty((1, 0), np.int32), np.empty((1, 0), np.float32)
     return top_ids[row : row + 1, :k], top_logprobs[row : row + 1, :k]
+
+
+def _passes(step: StepInFlight, output: StepOutput) -> np.ndarray:
+    """int32[R, S]: the tokens of each pass. Raises ProtocolError if they answer no such step."""
+    passes = np.atleast_2d(output.token_ids)
+    num_passes, num_rows = passes.shape
+    is_due = output.step_id == step.step_id and num_rows == step.row_slots.size
+    if is_due and 1 <= num_passes <= step.max_passes:
+        return passes
+    raise ProtocolError(
+        f"the worker answered step {output.step_id} with {num_passes} x {num_rows} tokens, but "
+        f"step {step.step_id} with {step.row_slots.size} rows and at most {step.max_passes} passes "
+        "was due"
+    )

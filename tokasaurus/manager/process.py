@@ -105,6 +105,7 @@ def settings_from_config(
         max_tokens_per_forward=config.max_tokens_per_forward,
         max_seqs_per_forward=config.max_seqs_per_forward,
         scheduling_steps_ahead=steps_ahead,
+        max_decode_repeats=config.max_decode_repeats,
         max_prefill_tokens_per_step=config.max_prefill_tokens_per_step,
         greedy_prefill=config.greedy_prefill,
         use_hydragen=config.use_hydragen,

@@ -256,22 +256,38 @@ class RunningSet:
             self._joining.append(slot)
 
     def append_blocks(self, slots: np.ndarray) -> np.ndarray:
-        """Append a block to each of these decoding slots; returns the blocks."""
+        """Append a block to each of these decoding slots, which differ; returns the blocks."""
         blocks = self.blocks.allocate(slots.size)
         self.slots.append_blocks(slots, blocks)
         self.num_reserved_blocks -= slots.size
         return blocks
 
-    def advance_decodes(self) -> None:
-        """A decode of every one of `decode_slots` is scheduled."""
+    def advance_decodes(self, num_passes: int = 1) -> None:
+        """So many decodes of every one of `decode_slots` are scheduled."""
         slots, decode_slots = self.slots, self.decode_slots
-        slots.num_scheduled[decode_slots] += 1
-        num_drawn = slots.num_drawn[decode_slots] + 1
+        slots.num_scheduled[decode_slots] += num_passes
+        num_drawn = slots.num_drawn[decode_slots] + num_passes
         slots.num_drawn[decode_slots] = num_drawn
         leaving = decode_slots[num_drawn == slots.max_num_tokens[decode_slots]]
         if leaving.size:
             slots.is_decoding[leaving] = False
             self._has_leavers = True
+
+    def take_back(self, row_slots: np.ndarray, num_passes: int) -> None:
+        """So many scheduled decodes of each of these were not run. Blocks stay in the tables."""
+        slots = self.slots
+        slots.num_scheduled[row_slots] -= num_passes
+        slots.num_drawn[row_slots] -= num_passes
+        resting = row_slots[~slots.is_decoding[row_slots]]
+        if not resting.size:
+            return
+        self.refresh_decode_slots()  # before one of those that left joins again
+        for slot in resting.tolist():
+            sequence = slots.sequences[slot]
+            assert sequence is not None, f"slot {slot} is free"
+            if not sequence.is_preempting:
+                slots.is_decoding[slot] = True
+                self._joining.append(slot)
 
     def stop_decoding(self, sequence: Sequence) -> None:
         """Schedule no more decodes of it."""

@@ -7,6 +7,7 @@ import numpy as np
 from tokasaurus.ipc.messages.to_manager import RunnerCapabilities
 from tokasaurus.ipc.messages.to_worker import HydragenGroup
 from tokasaurus.manager.hydragen import GroupFinder
+from tokasaurus.manager.leases import LeasePlanner
 from tokasaurus.manager.preemption import Preempter
 from tokasaurus.manager.prefill_pacing import PrefillPacer
 from tokasaurus.manager.running_set import RunningSet
@@ -51,6 +52,8 @@ class ScheduledStep:
     appended_blocks: np.ndarray
     """int32[E]"""
     hydragen_groups: list[HydragenGroup]
+    num_passes: int = 1
+    """Most that the worker may decode; more than 1 only without chunks."""
 
     @property
     def num_prefill_tokens(self) -> int:
@@ -67,12 +70,14 @@ class Scheduler:
         running: RunningSet,
         preempter: Preempter,
         pacer: PrefillPacer,
+        leases: LeasePlanner,
     ) -> None:
         self._settings = settings
         self._mixes = capabilities.mixed_batches
         self._running = running
         self._preempter = preempter
         self._pacer = pacer
+        self._leases = leases
         self._group_finder: GroupFinder | None = None
         if settings.use_hydragen and capabilities.hydragen:
             self._group_finder = GroupFinder(settings, running)
@@ -106,7 +111,7 @@ class Scheduler:
         if not step.chunks and not step.decode_slots.size:
             return None
         if step.decode_slots.size:
-            running.advance_decodes()
+            running.advance_decodes(step.num_passes)
         for chunk in step.chunks:
             if chunk.is_last:
                 running.finish_prefill(chunk.sequence)
@@ -136,13 +141,28 @@ class Scheduler:
                 break
             if not self._preempter.make_room():
                 return False
-        if growing.size:
+        step.num_passes = self._leases.num_passes()
+        if step.num_passes > 1:
+            self._append_for_passes(step)
+        elif growing.size:
             step.appended_slots = growing
             step.appended_blocks = running.append_blocks(growing)
         if self._group_finder is not None:
-            step.hydragen_groups = self._group_finder.update()
+            step.hydragen_groups = self._group_finder.update(step.num_passes)
         step.decode_slots = running.decode_slots
         return True
+
+    def _append_for_passes(self, step: ScheduledStep) -> None:
+        """Blocks for all tokens that the step's passes may write; they are available."""
+        running = self._running
+        slots, decode_slots = running.slots, running.decode_slots
+        num_tokens = slots.num_scheduled[decode_slots] + step.num_passes
+        appended = []
+        while (growing := decode_slots[num_tokens > slots.capacity[decode_slots]]).size:
+            appended.append((growing, running.append_blocks(growing)))
+        if appended:
+            step.appended_slots = np.concatenate([part[0] for part in appended])
+            step.appended_blocks = np.concatenate([part[1] for part in appended])
 
     def _schedule_prefills(self, step: ScheduledStep) -> None:
         """Fill the budget with chunks, strictly in the order of onboarding.

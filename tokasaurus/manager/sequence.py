@@ -68,6 +68,8 @@ class Sequence:
     """In (0, 1), and spread evenly over any sequences that came one after the other."""
     is_cacheable: bool = field(init=False)
     """Prompt log-probabilities and means need every prompt token computed."""
+    needs_single_passes: bool = field(init=False)
+    """Somebody waits for each of its tokens, or the worker does more than draw them."""
 
     def __post_init__(self) -> None:
         request = self.request
@@ -76,6 +78,7 @@ class Sequence:
         self.quantile = (self.arrival * _GOLDEN_RATIO + 0.5) % 1.0
         scores_prompt = request.sampling.num_prompt_logprobs >= 0
         self.is_cacheable = not scores_prompt and request.pooling != "mean"
+        self.needs_single_passes = request.wants_every_token or not request.sampling.is_plain
 
     @classmethod
     def from_request(

@@ -18,6 +18,9 @@ class ManagerSettings:
     """Sequences that run at a time."""
     scheduling_steps_ahead: int = 1
     """Steps sent to the worker beyond the one it executes."""
+    max_decode_repeats: int = 16
+    """Most passes of a step that only decodes, where the worker repeats and nobody waits for single
+    tokens; none are repeated with no steps ahead."""
     max_prefill_tokens_per_step: int | None = None
     """Prefill tokens of a step that also decodes; None: whatever the decodes leave."""
     greedy_prefill: bool = True
@@ -43,6 +46,7 @@ class ManagerSettings:
             "max_tokens_per_forward": 1,
             "max_seqs_per_forward": 1,
             "scheduling_steps_ahead": 0,
+            "max_decode_repeats": 1,
             "hydragen_min_group_size": 2,
             "hydragen_min_prefix_len": 1,
             "debug_preempt_every_steps": 0,

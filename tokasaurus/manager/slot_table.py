@@ -44,6 +44,7 @@ class SlotTable:
         """The newest known output."""
         self.num_logprobs = np.full(num_slots, -1, np.int32)
         """`num_top_logprobs` of the request."""
+        self.needs_single_passes = np.zeros(num_slots, bool)
         self.block_table = np.zeros((num_slots, max_blocks), np.int32)
         self._block_tokens = np.zeros((num_blocks, page_size), np.int32)
         """Outputs at the places where their KV is."""
@@ -65,6 +66,7 @@ class SlotTable:
         requests = [sequence.request for sequence in sequences]
         self.request_ids[slots] = [request.request_id for request in requests]
         self.num_logprobs[slots] = [request.sampling.num_top_logprobs for request in requests]
+        self.needs_single_passes[slots] = [s.needs_single_passes for s in sequences]
         num_tokens = [sequence.token_ids.size for sequence in sequences]
         self.num_known[slots] = self.num_drawn[slots] = num_tokens
         self.num_scheduled[slots] = 0
@@ -107,10 +109,25 @@ class SlotTable:
         self._block_tokens[blocks, 0] = self.last_tokens[slots]
 
     def append_tokens(self, slots: np.ndarray, token_ids: np.ndarray) -> None:
-        """One new output for each of these slots is known."""
+        """One new output for each of these slots is known: int32[S]."""
         positions = self.num_known[slots]
         self.num_known[slots] = positions + 1
         self.last_tokens[slots] = token_ids
+        self._write_tokens(slots, positions, token_ids)
+
+    def append_passes(self, slots: np.ndarray, token_ids: np.ndarray) -> None:
+        """Several are: int32[R, S]."""
+        num_passes = len(token_ids)
+        first = self.num_known[slots]
+        self.num_known[slots] = first + num_passes
+        self.last_tokens[slots] = token_ids[-1]
+        positions = first + np.arange(num_passes, dtype=np.int32)[:, None]
+        self._write_tokens(np.tile(slots, num_passes), positions.ravel(), token_ids.ravel())
+
+    def _write_tokens(
+        self, slots: np.ndarray, positions: np.ndarray, token_ids: np.ndarray
+    ) -> None:
+        """Keep outputs by block, but those that have none yet."""
         has_block = positions < self.capacity[slots]
         if np.count_nonzero(has_block) < slots.size:
             slots, positions = slots[has_block], positions[has_block]

@@ -30,6 +30,8 @@ class StepInFlight:
     """Epoch by slot of the chunks that report prompt log-probabilities."""
     embedded_epochs: dict[int, int]
     """Epoch by slot of the chunks that end with a vector."""
+    max_passes: int
+    only_decodes: bool
 
 
 class StepBuilder:
@@ -40,10 +42,6 @@ class StepBuilder:
         self._sent_decode_slots: np.ndarray = np.empty(0, np.intp)
         self._sent_groups: list[HydragenGroup] = []
         self._num_steps = 0
-
-    @property
-    def num_steps(self) -> int:
-        return self._num_steps
 
     def build(self, step: ScheduledStep) -> tuple[StepInput, StepInFlight]:
         running = self._running
@@ -65,6 +63,7 @@ class StepBuilder:
             appended_blocks=appended_blocks,
             decode_slots=decode_slots.astype(np.int32) if is_new_order else None,
             hydragen_groups=groups if are_new_groups else None,
+            max_passes=step.num_passes,
             **(_prefill_fields(step.chunks) if step.chunks else {}),
         )
         in_flight = self._in_flight(step)
@@ -108,6 +107,8 @@ class StepBuilder:
             num_releases=self._running.num_releases,
             scored_epochs=scored_epochs,
             embedded_epochs=embedded_epochs,
+            max_passes=step.num_passes,
+            only_decodes=not step.chunks,
         )
 
 
@@ -133,4 +134,5 @@ def _added_slot(chunk: PrefillChunk) -> AddedSlot:
         sampling=sampling,
         token_ids=sequence.token_ids if sampling.depends_on_tokens else None,
         pooling=sequence.request.pooling,
+        stop_token_ids=sequence.request.stop_token_ids,
     )

@@ -172,7 +172,9 @@ class EngineClient:
         """
         if self.failure is not None:
             raise self.failure
-        built = self._builder.build(prompts, self.limits, default_max_tokens, predictor_key)
+        built = self._builder.build(
+            prompts, self.limits, default_max_tokens, predictor_key, stream=stream
+        )
         self.check_room(sum(map(len, built)))
         group = RequestGroup(stream=stream, cancel=self._cancel)
         for prompt, requests in zip(prompts, built, strict=True):

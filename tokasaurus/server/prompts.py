@@ -46,6 +46,8 @@ class RequestBuilder:
         limits: ModelLimits,
         default_max_tokens: int | None,
         predictor_key: str,
+        *,
+        stream: bool,
     ) -> list[list[GenerateRequest]]:
         """The samples of each prompt. Raises InvalidRequestError if any can't be honoured.
 
@@ -70,6 +72,7 @@ class RequestBuilder:
                     self._new_request_id,
                     default_max_tokens=default_max_tokens,
                     predictor_key=predictor_key,
+                    stream=stream,
                 )
             )
         return built

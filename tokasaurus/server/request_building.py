@@ -149,9 +149,11 @@ def build_requests(
     *,
     default_max_tokens: int | None = None,
     predictor_key: str = "",
+    stream: bool = False,
 ) -> list[GenerateRequest]:
     """`params.n` requests for checked ids, which they share. Only the first scores the prompt.
 
+    With `stream` each token is to come as soon as it is there.
     `default_max_tokens` bounds the output when the client did not; None: the context does.
     Where `params.max_tokens` is 0 the requests draw one token, which the caller drops.
     """
@@ -173,6 +175,7 @@ def build_requests(
             priority=checked.priority,
             cache_salt=params.cache_salt,
             predictor_key=predictor_key,
+            wants_every_token=stream or bool(params.stop),
         )
         for sample in range(params.n)
     ]

@@ -9,6 +9,7 @@ from tokasaurus.ipc.messages.to_manager import StepOutput
 from tokasaurus.ipc.messages.to_worker import StepInput
 from tokasaurus.model.kernels.decode_step import DecodeStep, SlotColumns
 from tokasaurus.worker.device_batch import BatchBuilder
+from tokasaurus.worker.runner import GoesOn
 from tokasaurus.worker.step_sampler import StepSampler
 
 
@@ -23,13 +24,18 @@ class FusedDecodes:
         self._sampler = sampler
         self._is_known = False
         """The decoding slots and their parameters are those of the last step that ran here."""
+        self._has_ended = False
+        """A row has drawn a stop token, and the manager has not freed any slot since."""
 
-    def run(self, step: StepInput, last_tokens: np.ndarray) -> np.ndarray | None:
-        """int32[D]: tokens that the step draws, which the next step overwrites; None if it is not
-        for the fused kernel. What it changes has been applied already.
+    def run(self, step: StepInput, last_tokens: np.ndarray, goes_on: GoesOn) -> np.ndarray | None:
+        """int32[D]: tokens that the step draws, which the next step overwrites, or those of its
+        passes, int32[R, D]; None if it is not for the fused kernel. What it changes has been
+        applied already.
 
         `last_tokens` has one int64 per slot. It stays the same array while no slot is added.
         """
+        if len(step.freed_slots):
+            self._has_ended = False
         if (
             step.decode_slots is not None
             or step.hydragen_groups is not None
@@ -43,7 +49,21 @@ class FusedDecodes:
             if not self._can_draw():
                 return None
             self._look(last_tokens)
-        return self._decode_step.run()
+        token_ids = self._decode_step.run()
+        return token_ids if step.max_passes == 1 else self._repeat(token_ids, step, goes_on)
+
+    def _repeat(self, token_ids: np.ndarray, step: StepInput, goes_on: GoesOn) -> np.ndarray:
+        """`token_ids` are the first pass's; int32[R, D]."""
+        slots, stop_tokens = self._builder.decode_slots, self._builder.table.stop_tokens
+        drawn = np.empty((step.max_passes, len(token_ids)), np.int32)
+        drawn[0] = token_ids
+        num_passes = 1
+        while True:
+            self._has_ended = self._has_ended or stop_tokens.any_end(slots, token_ids)
+            if self._has_ended or num_passes == step.max_passes or not goes_on():
+                return drawn[:num_passes]
+            drawn[num_passes] = token_ids = self._decode_step.run()
+            num_passes += 1
 
     def _can_draw(self) -> bool:
         """Whether some slots decode, and none asks for more than a token."""

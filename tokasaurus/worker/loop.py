@@ -1,7 +1,8 @@
 """The worker's loop: receive steps, launch them in order, read back and send results.
 
 With overlap, step k+1 is launched before the result of step k is read back, so that a device that
-works asynchronously never waits for the host.
+works asynchronously never waits for the host. Without, a step may be a lease of several passes: the
+loop looks into its inbox between them.
 """
 
 import time
@@ -80,7 +81,13 @@ class WorkerLoop:
     def _launch(self, step: StepInput) -> _Launched:
         started, waited = time.perf_counter(), self._wait_seconds
         self._wait_seconds = 0.0
-        return _Launched(self._runner.execute(step), started, waited)
+        return _Launched(self._runner.execute(step, self._goes_on), started, waited)
+
+    def _goes_on(self) -> bool:
+        """Whether nothing has come that ends a lease. What only decodes waits for its turn."""
+        for message in self._inbox.drain():
+            self._accept(message)
+        return not self._shutting_down and not any(step.changes_batch for step in self._steps)
 
     def _finish_in_flight(self) -> None:
         launched, self._in_flight = self._in_flight, None

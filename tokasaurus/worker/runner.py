@@ -9,6 +9,14 @@ from tokasaurus.ipc.messages.to_worker import StepInput
 Progress = Callable[[float, str], None]
 """Called with the fraction that is done, 0..1, and a text for people."""
 
+GoesOn = Callable[[], bool]
+"""Called between two passes of a step: whether there may be another one."""
+
+
+def always() -> bool:
+    """`GoesOn` where nothing can come in between."""
+    return True
+
 
 class StepHandle(Protocol):
     """A step that has been launched."""
@@ -53,7 +61,8 @@ class ModelRunner(Protocol):
         Raises ConfigError, with numbers and the option to lower, when memory doesn't suffice.
         """
 
-    def execute(self, step: StepInput) -> StepHandle:
-        """Launch a step. Where the device works asynchronously (`capabilities.async_steps`) this
+    def execute(self, step: StepInput, goes_on: GoesOn = always) -> StepHandle:
+        """Launch a step; one of several passes (`capabilities.repeats`) as long as `goes_on` says
+        so. Where the device works asynchronously (`capabilities.async_steps`) this
         returns before it is done; elsewhere the next step may overwrite this one's result, which
         must have been encoded before."""

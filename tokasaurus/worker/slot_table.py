@@ -4,6 +4,7 @@ import numpy as np
 
 from tokasaurus.ipc.messages.to_manager import TokenSampling
 from tokasaurus.ipc.messages.to_worker import AddedSlot, StepInput
+from tokasaurus.worker.stop_tokens import SlotStopTokens
 
 _FIRST_CAPACITY = 64
 
@@ -31,6 +32,7 @@ class SlotTable:
         self.num_prompt_logprobs = np.full(self.capacity, -1, np.int32)
         self.banned_ids: dict[int, np.ndarray] = {}
         """int64 token ids of the slots that have a min_tokens."""
+        self.stop_tokens = SlotStopTokens(vocab_size)
 
     def apply(self, step: StepInput) -> None:
         """Free, add and append, in this order."""
@@ -38,6 +40,7 @@ class SlotTable:
             for slot in step.freed_slots.tolist():
                 self.num_blocks[slot] = 0
                 self.banned_ids.pop(slot, None)
+                self.stop_tokens.remove(slot)
         if step.added_slots:
             self._reserve(max(added.slot for added in step.added_slots) + 1)
             for added in step.added_slots:
@@ -59,6 +62,7 @@ class SlotTable:
         self.kv_lens[slot] = added.num_cached_tokens
         self.num_prompt_tokens[slot] = added.num_prompt_tokens
         self._set_sampling(slot, added.sampling)
+        self.stop_tokens.set(slot, added.stop_token_ids)
 
     def _set_sampling(self, slot: int, sampling: TokenSampling) -> None:
         self.temperature[slot] = sampling.temperature

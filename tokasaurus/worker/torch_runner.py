@@ -38,7 +38,7 @@ from tokasaurus.worker.memory import (
 )
 from tokasaurus.worker.micro_batches import MicroBatch, MicroBatcher
 from tokasaurus.worker.replica import ALONE_REPLICA, Replica
-from tokasaurus.worker.runner import Progress, StepHandle
+from tokasaurus.worker.runner import GoesOn, Progress, StepHandle, always
 from tokasaurus.worker.slot_table import SlotTable
 from tokasaurus.worker.stage_exchange import StageExchange
 from tokasaurus.worker.step_handle import StepResult, TorchStepHandle
@@ -100,6 +100,7 @@ class TorchRunner:
             mixed_batches=True,
             hydragen=self._backend.supports_hydragen,
             async_steps=self._device.type != "cpu" or self._settings.replica.parallel.pp_size > 1,
+            repeats=self._decodes is not None,
         )
 
     @property
@@ -255,11 +256,11 @@ class TorchRunner:
         if self._exchange is not None:
             self._exchange.finish()
 
-    def execute(self, step: StepInput) -> StepHandle:
+    def execute(self, step: StepInput, goes_on: GoesOn = always) -> StepHandle:
         if self._decodes is None:
             return self._launch(step, self._micro_batches(step))
         self._apply(step)
-        tokens = self._decodes.run(step, self._last_tokens_on_host)
+        tokens = self._decodes.run(step, self._last_tokens_on_host, goes_on)
         if tokens is not None:
             return DecodedStep(step.step_id, tokens)
         return self._launch(step, [MicroBatch(step)])

@@ -1,6 +1,7 @@
 """A manager with memory channels, a simulated worker and a client that checks what it gets."""
 
 from collections import defaultdict, deque
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,7 @@ def make_request(
     num_top_logprobs: int = -1,
     num_prompt_logprobs: int = -1,
     pooling: Pooling = "",
+    wants_every_token: bool = False,
 ) -> GenerateRequest:
     return GenerateRequest(
         request_id=(server << 48) | request_id,
@@ -68,6 +70,7 @@ def make_request(
         priority=priority,
         cache_salt=salt,
         pooling=pooling,
+        wants_every_token=wants_every_token,
     )
 
 
@@ -107,6 +110,7 @@ class Harness:
         policy: AdmissionPolicy | None = None,
         mixed_batches: bool = True,
         hydragen: bool = True,
+        repeats: bool = False,
         broken_seeds: frozenset[int] = frozenset(),
         num_servers: int = 1,
         **settings: int,
@@ -120,11 +124,17 @@ class Harness:
             str(index): MemoryChannel(ToServer) for index in range(num_servers)
         }
         self.held: deque[StepOutput] = deque()
+        self.steps: list[StepInput] = []
+        """All that the worker got."""
+        self.passes_of_lease: Callable[[StepInput], int] = lambda step: step.max_passes
+        """When something comes that ends it."""
         self.manager = Manager(
             ManagerSettings(page_size=page_size, **settings),
             WorkerReady(
                 rank=0,
-                capabilities=RunnerCapabilities(mixed_batches=mixed_batches, hydragen=hydragen),
+                capabilities=RunnerCapabilities(
+                    mixed_batches=mixed_batches, hydragen=hydragen, repeats=repeats
+                ),
                 num_blocks=num_blocks,
                 max_model_len=max_model_len,
                 vocab_size=self.worker.vocab_size,
@@ -160,7 +170,9 @@ class Harness:
         """One loop iteration of the manager, then the worker; returns `num_outputs` results."""
         self.manager.tick()
         self.engine.check_invariants()
-        self.held.extend(map(self.worker.execute, self.to_worker.drain()))
+        for step in self.to_worker.drain():
+            self.steps.append(step)
+            self.held.append(self.worker.execute(step, self.passes_of_lease(step)))
         for _ in range(min(num_outputs, len(self.held))):
             self.inbox.send(self.held.popleft())
         for address, channel in self.to_server.items():

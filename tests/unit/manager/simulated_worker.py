@@ -36,6 +36,7 @@ class _Slot:
     sampling: TokenSampling
     num_cached: int
     pooling: str = ""
+    stop_token_ids: tuple[int, ...] = ()
     table: list[int] = field(default_factory=list)
     num_tokens: int = 0
     """Whose KV is written."""
@@ -70,8 +71,28 @@ class SimulatedWorker:
         self.num_grouped_rows = 0
         self._next_step = 0
         self.hidden_size = 2
+        self.num_passes = 0
 
-    def execute(self, step: StepInput) -> StepOutput:
+    def execute(self, step: StepInput, most: int = 1) -> StepOutput:
+        """Of a lease, at most `most` passes, as if something came then."""
+        first = self._first_pass(step)
+        self.num_passes += 1
+        if step.max_passes == 1:
+            return first
+        assert not step.prefill_slots.size
+        passes = [first.token_ids]
+        while len(passes) < min(step.max_passes, most) and not self._any_end(passes[-1]):
+            runs = self._decodes()
+            self._run(runs)
+            passes.append(self._output(step, runs).token_ids)
+            self.num_passes += 1
+        return StepOutput(step_id=step.step_id, token_ids=np.stack(passes))
+
+    def _any_end(self, token_ids: np.ndarray) -> bool:
+        rows = zip(self._decode_order, token_ids.tolist(), strict=True)
+        return any(t < 0 or t in self._slots[slot].stop_token_ids for slot, t in rows)
+
+    def _first_pass(self, step: StepInput) -> StepOutput:
         assert step.step_id == self._next_step
         self._next_step += 1
         self._apply_deltas(step)
@@ -88,11 +109,14 @@ class SimulatedWorker:
             assert not (decodes and step.prefill_slots.size)
         self.max_step_tokens = max(self.max_step_tokens, len(decodes) + step.prefill_ids.size)
         runs = self._runs(step, decodes)
+        self._run(runs)
+        return self._output(step, runs)
+
+    def _run(self, runs: list[tuple[int, int, list[int], bool]]) -> None:
         for slot, _, token_ids, _ in runs:
             self._write(slot, token_ids)
         for slot, *_ in runs:
             self._check_reads(slot)
-        return self._output(step, runs)
 
     def _check_groups(self, decodes: list[int]) -> None:
         """Runs are in bounds and disjoint, and their tables begin with the same blocks."""
@@ -114,7 +138,11 @@ class SimulatedWorker:
             assert added.slot not in self._slots, f"slot {added.slot} is taken"
             assert added.num_cached_tokens % self.page_size == 0
             self._slots[added.slot] = _Slot(
-                added.num_prompt_tokens, added.sampling, added.num_cached_tokens, added.pooling
+                added.num_prompt_tokens,
+                added.sampling,
+                added.num_cached_tokens,
+                added.pooling,
+                added.stop_token_ids,
             )
         for slot, block in zip(
             step.appended_slots.tolist(), step.appended_blocks.tolist(), strict=True
@@ -139,7 +167,12 @@ class SimulatedWorker:
             runs.append((slot, start, token_ids, samples))
             self.num_prefill_tokens += length
         assert offset == step.prefill_ids.size
-        for slot in decodes:
+        assert decodes is self._decode_order
+        return runs + self._decodes()
+
+    def _decodes(self) -> list[tuple[int, int, list[int], bool]]:
+        runs = []
+        for slot in self._decode_order:
             state = self._slots[slot]
             assert state.last_token is not None
             runs.append((slot, state.num_tokens, [state.last_token], True))

@@ -19,7 +19,8 @@ POLICIES: dict[str, Callable[[], AdmissionPolicy | None]] = {
 
 
 def _soak(harness: Harness, rng: np.random.Generator, num_requests: int) -> None:
-    """Submit in bursts, cancel at random, hold worker outputs back at random."""
+    """Submit in bursts, cancel at random, hold worker outputs back and end leases at random."""
+    harness.passes_of_lease = lambda step: int(rng.integers(1, step.max_passes + 1))
     prefixes = [rng.integers(0, 50, rng.integers(1, 30)).tolist() for _ in range(5)]
     submitted = 0
     while submitted < num_requests or len(harness.finished) < len(harness.requests):
@@ -58,29 +59,32 @@ def _random_request(rng: np.random.Generator, prefixes: list[list[int]], index: 
         stop=tuple(rng.integers(0, 60, rng.integers(0, 3)).tolist()),
         priority=int(rng.integers(0, 2)),
         salt="ab"[rng.integers(2)],
-        num_top_logprobs=int(rng.integers(-1, 2)),
+        num_top_logprobs=max(-1, int(rng.integers(-6, 2))),
         num_prompt_logprobs=int(rng.integers(-3, 2)),
     )
 
 
 @pytest.mark.parametrize(
-    ("seed", "steps_ahead", "interval", "mixed_batches", "policy"),
+    ("seed", "steps_ahead", "interval", "mixed_batches", "policy", "repeats"),
     [
-        (0, 1, 0, True, "reserve"),
-        (1, 0, 3, True, "reserve"),
-        (2, 2, 4, True, "overcommit"),
-        (3, 1, 0, True, "simulate"),
-        (4, 3, 2, False, "simulate"),
-        (5, 1, 7, False, "simulate"),
+        (0, 1, 0, True, "reserve", True),
+        (1, 0, 3, True, "reserve", False),
+        (2, 2, 4, True, "overcommit", True),
+        (3, 1, 0, True, "simulate", True),
+        (4, 3, 2, False, "simulate", False),
+        (5, 1, 7, False, "simulate", True),
     ],
 )
-def test_soak(seed: int, steps_ahead: int, interval: int, mixed_batches: bool, policy: str) -> None:
+def test_soak(
+    seed: int, steps_ahead: int, interval: int, mixed_batches: bool, policy: str, repeats: bool
+) -> None:
     harness = Harness(
         num_blocks=40,
         page_size=3,
         num_servers=2,
         policy=POLICIES[policy](),
         mixed_batches=mixed_batches,
+        repeats=repeats,
         broken_seeds=frozenset({5}),
         scheduling_steps_ahead=steps_ahead,
         max_tokens_per_forward=24,
@@ -107,6 +111,7 @@ def test_soak(seed: int, steps_ahead: int, interval: int, mixed_batches: bool, p
     budget=st.integers(1, 60),
     mixed_batches=st.booleans(),
     policy=st.sampled_from(sorted(POLICIES)),
+    repeats=st.booleans(),
 )
 def test_any_settings(
     seed: int,
@@ -118,6 +123,7 @@ def test_any_settings(
     budget: int,
     mixed_batches: bool,
     policy: str,
+    repeats: bool,
 ) -> None:
     harness = Harness(
         num_blocks=num_blocks,
@@ -125,6 +131,7 @@ def test_any_settings(
         num_servers=2,
         policy=POLICIES[policy](),
         mixed_batches=mixed_batches,
+        repeats=repeats,
         scheduling_steps_ahead=steps_ahead,
         max_tokens_per_forward=budget,
         max_seqs_per_forward=num_slots,

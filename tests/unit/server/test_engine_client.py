@@ -91,6 +91,15 @@ def test_tokens_that_come_together_wake_once() -> None:
     run(check)
 
 
+def test_streams_and_stop_strings_want_every_token() -> None:
+    async def check(client: EngineClient, managers: list[ManagerDouble]) -> None:
+        with submit(client), submit(client, stream=False), submit(client, stream=False, stop="ab"):
+            assert [r.wants_every_token for r in managers[0].requests] == [True, False, True]
+        await settle()
+
+    run(check)
+
+
 def test_without_streaming_only_finished_ones_wake() -> None:
     async def check(client: EngineClient, managers: list[ManagerDouble]) -> None:
         group = submit(client, stream=False, max_tokens=3)

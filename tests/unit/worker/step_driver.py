@@ -12,7 +12,7 @@ from tokasaurus.ipc.messages.to_manager import (
     TokenSampling,
 )
 from tokasaurus.ipc.messages.to_worker import AddedSlot, HydragenGroup, StepInput
-from tokasaurus.worker.runner import ModelRunner
+from tokasaurus.worker.runner import GoesOn, ModelRunner, always
 
 
 @dataclass
@@ -58,11 +58,14 @@ class StepDriver:
         num_prompt_tokens: int | None = None,
         shared_blocks: TokenIds[int] = (),
         pooling: Pooling = "",
+        stop: tuple[int, ...] = (),
     ) -> DrivenSequence:
         """Seat a sequence; `shared_blocks` hold the KV of its first tokens already."""
         num_prompt = len(tokens) if num_prompt_tokens is None else num_prompt_tokens
         num_cached = len(shared_blocks) * self._page_size
-        self._added.append(AddedSlot(slot, num_cached, num_prompt, sampling, pooling=pooling))
+        self._added.append(
+            AddedSlot(slot, num_cached, num_prompt, sampling, pooling=pooling, stop_token_ids=stop)
+        )
         self._shared += [(slot, block) for block in shared_blocks]
         return DrivenSequence(
             slot, list(tokens), num_prompt, list(shared_blocks), num_cached, pooling=pooling
@@ -78,10 +81,13 @@ class StepDriver:
         prefill: TokenIds[tuple[DrivenSequence, int]] = (),
         decode: TokenIds[DrivenSequence] = (),
         hydragen: list[HydragenGroup] | None = None,
+        *,
+        max_passes: int = 1,
+        goes_on: GoesOn = always,
     ) -> StepOutput:
         """Execute one step and hand its tokens to the sequences."""
         appended, self._shared = self._shared, []
-        lens = [length for _, length in prefill] + [1] * len(decode)
+        lens = [length for _, length in prefill] + [max_passes] * len(decode)
         sequences = [s for s, _ in prefill] + list(decode)
         ids: list[int] = []
         samples = []
@@ -108,22 +114,31 @@ class StepDriver:
             prefill_ids=np.array(ids, np.int32),
             decode_slots=None if same else np.array(decoding, np.int32),
             hydragen_groups=None if same else hydragen or [],
+            max_passes=max_passes,
         )
         self._last_decoding = decoding
         self._freed, self._added = [], []
         self._step_id += 1
-        output = self._runner.execute(step).result()
+        output = self._runner.execute(step, goes_on).result()
         assert output.step_id == step.step_id
         rows = [s for s, sampled in zip(sequences, samples, strict=False) if sampled]
-        self._deliver(output, rows + list(decode), sequences)
+        passes = np.atleast_2d(output.token_ids)
+        for token_ids in passes:
+            self._deliver(output, token_ids, rows + list(decode), sequences)
+        for sequence in decode:
+            sequence.num_computed -= max_passes - len(passes)
         return output
 
     def _deliver(
-        self, output: StepOutput, rows: list[DrivenSequence], sequences: list[DrivenSequence]
+        self,
+        output: StepOutput,
+        token_ids: np.ndarray,
+        rows: list[DrivenSequence],
+        sequences: list[DrivenSequence],
     ) -> None:
-        assert len(output.token_ids) == len(rows)
+        assert len(token_ids) == len(rows)
         for row, sequence in enumerate(rows):
-            sequence.tokens.append(int(output.token_ids[row]))
+            sequence.tokens.append(int(token_ids[row]))
             if output.logprobs is not None:
                 sequence.logprobs.append(float(output.logprobs[row]))
             if output.top_ids is not None:

@@ -34,8 +34,8 @@ class Counted:
         self.num_blocks = runner.num_blocks
         self.was_fused: list[bool] = []
 
-    def execute(self, step: Any) -> Any:
-        handle = self._runner.execute(step)
+    def execute(self, step: Any, goes_on: Any) -> Any:
+        handle = self._runner.execute(step, goes_on)
         self.was_fused.append(isinstance(handle, DecodedStep))
         return handle
 
@@ -123,6 +123,57 @@ def test_slots_come_and_go(runners: tuple[TorchRunner, TorchRunner]) -> None:
     assert was_fused == [False, True, False, True, True, False, True, False, True, True, False]
 
 
+def test_repeated_passes_draw_the_same_tokens(runners: tuple[TorchRunner, TorchRunner]) -> None:
+    """In between, slots come and go, and another lease ends early."""
+    num_passes: list[int] = []
+
+    def play(driver: StepDriver) -> list[DrivenSequence]:
+        def lease(rows: list[DrivenSequence], most: int, num_allowed: int) -> None:
+            """The plain runner takes as many steps as the other one passes."""
+            allowed = iter(range(num_allowed - 1))
+            output = driver.run(
+                decode=rows, max_passes=most, goes_on=lambda: next(allowed, None) is not None
+            )
+            num_passes.append(len(np.atleast_2d(output.token_ids)))
+            for _ in range(min(most, num_allowed) - num_passes[-1]):
+                driver.run(decode=rows)
+
+        rows = [driver.add(i, prompt(i, 3 + i), s) for i, s in enumerate(PLAIN)]
+        driver.run(prefill=[(row, len(row.tokens)) for row in rows])
+        lease(rows, 7, 99)
+        lease(rows, 9, 3)
+        driver.free(rows[0])
+        lease(rows[1:], 5, 99)
+        driver.run(decode=rows[1:])
+        return rows
+
+    results, _ = outcomes(runners, play)
+    assert [s.tokens for s in results[0]] == [s.tokens for s in results[1]]
+    assert num_passes == [7, 3, 5, 1, 1, 1]
+
+
+def test_a_stop_token_is_the_last_of_a_lease(runners: tuple[TorchRunner, TorchRunner]) -> None:
+    """And until the manager has freed a slot, leases are of one pass."""
+    driver = StepDriver(runners[0], PAGE_SIZE)
+    first = driver.add(0, prompt(1, 5), PLAIN[3])
+    driver.run(prefill=[(first, 5)])
+    driver.run(decode=[first], max_passes=20)
+    drawn = first.output
+    place = next(i for i in range(3, 20) if drawn[i] not in drawn[:i])
+    driver.free(first)
+    stop = (drawn[place], VOCAB_SIZE + 5)
+    again = driver.add(1, prompt(1, 5), PLAIN[3], stop=stop)
+    other = driver.add(2, prompt(2, 5), PLAIN[2])
+    driver.run(prefill=[(again, 5), (other, 5)])
+    driver.run(decode=[again, other], max_passes=20)
+    assert again.output == drawn[: place + 1]
+    assert driver.run(decode=[other, again], max_passes=20).token_ids.shape == (1, 2)
+    driver.free(again)
+    assert driver.run(decode=[other], max_passes=6).token_ids.shape == (6, 1)
+    driver.free(other)
+    driver.run()
+
+
 def test_hydragen_groups(runners: tuple[TorchRunner, TorchRunner]) -> None:
     def play(driver: StepDriver) -> list[DrivenSequence]:
         common = prompt(5, 4 * PAGE_SIZE)
@@ -196,7 +247,7 @@ def test_rows_with_a_nan(make_runner: MakeRunner) -> None:
     for cache in runner._backend.caches():  # type: ignore[attr-defined]
         blocks = cache.view(runner.num_blocks, -1)
         blocks[b.blocks] = float("nan")
-    output: StepOutput = driver.run(decode=[a, b])
-    assert output.token_ids.tolist() == [a.tokens[-1], -1]
+    output: StepOutput = driver.run(decode=[a, b], max_passes=4)
+    assert output.token_ids.tolist() == [[a.tokens[-1], -1]]
     assert a.tokens[-1] >= 0
     assert driver.run(decode=[a, b]).token_ids[1] == -1

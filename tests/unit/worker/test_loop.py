@@ -15,6 +15,7 @@ from tokasaurus.ipc.messages.to_manager import (
 )
 from tokasaurus.ipc.messages.to_worker import StepInput, ToWorker
 from tokasaurus.worker.loop import WorkerLoop
+from tokasaurus.worker.runner import GoesOn, always
 
 
 @dataclass
@@ -43,8 +44,12 @@ class RecordingRunner:
 
     def warm_up(self, progress: object) -> None: ...
 
-    def execute(self, step: StepInput) -> RecordedHandle:
+    def execute(self, step: StepInput, goes_on: GoesOn = always) -> RecordedHandle:
         self.events.append(f"launch {step.step_id}")
+        for _ in range(step.max_passes - 1):
+            if not goes_on():
+                break
+            self.events.append(f"again {step.step_id}")
         return RecordedHandle(step.step_id, self.events)
 
 
@@ -115,3 +120,36 @@ def test_a_worker_that_does_not_answer_runs_all_the_same() -> None:
     runner = RecordingRunner()
     WorkerLoop(runner, TrickledInbox([[step(0)], [], [], [Shutdown()]]), None, overlap=True).run()
     assert runner.events == ["launch 0", "read 0"]
+
+
+def lease(step_id: int) -> StepInput:
+    return StepInput(step_id=step_id, max_passes=4)
+
+
+FREEING = StepInput(step_id=1, freed_slots=np.array([0], np.int32))
+PREFILLING = StepInput(step_id=1, prefill_slots=np.array([0], np.int32))
+
+
+@pytest.mark.parametrize("change", [FREEING, PREFILLING])
+def test_what_changes_the_batch_ends_a_lease(change: StepInput) -> None:
+    batches: list[list[ToWorker]] = [[lease(0)], [change], [], [Shutdown()]]
+    events, _ = run(batches, overlap=False)
+    assert events == ["launch 0", "again 0", "read 0", "launch 1", "read 1"]
+
+
+def test_a_lease_that_waits_behind_makes_way_at_once() -> None:
+    change = msgspec.structs.replace(FREEING, step_id=2)
+    events, _ = run([[lease(0), lease(1), change], [], [Shutdown()]], overlap=False)
+    assert events == [f"{verb} {i}" for i in range(3) for verb in ("launch", "read")]
+
+
+def test_what_decodes_on_waits_for_the_end_of_a_lease() -> None:
+    moved = StepInput(step_id=1, decode_slots=np.array([1], np.int32))
+    events, _ = run([[lease(0), moved], [], [], [], [Shutdown()]], overlap=False)
+    assert events == ["launch 0", *["again 0"] * 3, "read 0", "launch 1", "read 1"]
+
+
+def test_a_lease_that_is_told_to_shut_down_is_answered() -> None:
+    events, outputs = run([[lease(0)], [Shutdown()]], overlap=False)
+    assert events == ["launch 0", "again 0", "read 0"]
+    assert len(outputs) == 1

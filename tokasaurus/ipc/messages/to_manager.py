@@ -56,6 +56,17 @@ class TokenSampling(msgspec.Struct, frozen=True, kw_only=True):
     """With a grammar: tokens that can be drawn exactly where the text may end."""
 
     @property
+    def is_plain(self) -> bool:
+        """It asks for nothing but tokens, and for nothing that touches their logits."""
+        return not (
+            self.num_top_logprobs >= 0
+            or self.depends_on_tokens
+            or self.bias_ids
+            or self.allowed_token_ids
+            or self.bad_words
+        )
+
+    @property
     def depends_on_tokens(self) -> bool:
         """The draw depends on which tokens came before, beyond what the model sees of them."""
         return bool(self.grammar) or self.counts_tokens
@@ -94,6 +105,8 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, tag="generate")
     """Groups requests of one kind for stop-length prediction (route, adapter)."""
     pooling: Pooling = ""
     """If set, the request ends with a vector of its prompt, and draws no token."""
+    wants_every_token: bool = False
+    """Somebody waits for each token: a stream, or a search for stop strings."""
 
 
 class GenerateRequests(msgspec.Struct, frozen=True, tag="generate_several"):
@@ -124,6 +137,8 @@ class RunnerCapabilities(msgspec.Struct, frozen=True, kw_only=True):
     """Shared-prefix groups in `StepInput` are computed once."""
     async_steps: bool = False
     """Steps overlap on the device, so that running several steps ahead pays."""
+    repeats: bool = False
+    """It honours `StepInput.max_passes`."""
 
 
 class WorkerReady(msgspec.Struct, frozen=True, kw_only=True, tag="worker_ready"):
@@ -161,7 +176,8 @@ class StepOutput(msgspec.Struct, frozen=True, kw_only=True, tag="step_output", o
 
     step_id: int
     token_ids: np.ndarray
-    """int32[S]; -1 where the largest logit is not finite, -2 where bans and grammar left none."""
+    """int32[S]; -1 where the largest logit is not finite, -2 where bans and grammar left none.
+    Of several passes: int32[R, S], and no log-probabilities."""
     logprobs: np.ndarray | None = None
     """float32[S]; None when no row asked."""
     top_ids: np.ndarray | None = None

@@ -31,6 +31,8 @@ class AddedSlot(msgspec.Struct, frozen=True, array_like=True):
     """
     pooling: Pooling = ""
     """If set, the prompt's last chunk gives a vector and no token."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Passes are not repeated once one of these was drawn."""
 
 
 class HydragenGroup(msgspec.Struct, frozen=True, array_like=True):
@@ -65,6 +67,15 @@ class StepInput(msgspec.Struct, frozen=True, kw_only=True, tag="step", omit_defa
     """int32[D]: slots that run their last drawn token, in order; None: as in the step before."""
     hydragen_groups: list[HydragenGroup] | None = None
     """None: as in the step before; their rows are contiguous and disjoint."""
+    max_passes: int = 1
+    """Of a step without prefills: a lease. The worker decodes again, up to so many passes in all,
+    until a row has drawn one of its stop tokens or none, or another step that frees or adds slots
+    or prefills, or the end, has come."""
+
+    @property
+    def changes_batch(self) -> bool:
+        """It does more than decode on: what decodes before it should make way."""
+        return bool(len(self.prefill_slots) or self.added_slots or len(self.freed_slots))
 
 
 ToWorker = StepInput | Shutdown

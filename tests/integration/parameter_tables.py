@@ -22,6 +22,7 @@ from tokasaurus.server.schemas.unsupported_fields import NEUTRAL_VALUES
 
 Table = dict[str, tuple[Check, ...]]
 QUESTION = [{"role": "user", "content": "What is 2 + 3?"}]
+CONTINUED = [*QUESTION, {"role": "assistant", "content": "It is"}]
 OTHER_QUESTION = [{"role": "user", "content": "What is 4 + 3?"}]
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 TOOL = {"type": "function", "function": {"name": "f"}}
@@ -75,6 +76,7 @@ SAMPLING: Table = {
         Changes(True, ONLY | {"stop_token_ids": [95]}),
         Refuses(1),
     ),
+    "return_tokens_as_token_ids": (Changes(True, {"logprobs": 1}), Refuses("yes")),
     "add_special_tokens": (
         ShownBy(f"{UNIT}/test_add_special_tokens.py::test_bos"),
         Refuses("yes"),
@@ -122,6 +124,7 @@ TABLES: dict[type, tuple[str, dict[str, Any], Table]] = {
             "messages": (Changes(OTHER_QUESTION), Refuses([])),
             "max_completion_tokens": (Changes(2, {"max_tokens": None}), Refuses(0)),
             "logprobs": (Changes(True), Refuses(2)),
+            "return_tokens_as_token_ids": (Changes(True, {"logprobs": True}), Refuses("yes")),
             "top_logprobs": (Changes(2, {"logprobs": True}), Refuses(2)),
             "tools": (ShownBy(f"{TOOLS_TEST}::test_a_call"), Refuses([TOOL])),
             "tool_choice": (
@@ -130,6 +133,10 @@ TABLES: dict[type, tuple[str, dict[str, Any], Table]] = {
             ),
             "parallel_tool_calls": (ShownBy(f"{TOOLS_TEST}::test_a_call"), Refuses("no")),
             "add_generation_prompt": (Changes(False), Refuses("no")),
+            "continue_final_message": (
+                Changes(True, {"messages": CONTINUED}),
+                Refuses(True, {"messages": QUESTION}),
+            ),
             "reasoning_effort": (
                 ShownBy(f"{UNIT}/test_reasoning_effort.py::asking"),
                 Refuses("low"),
@@ -299,6 +306,10 @@ TABLES: dict[type, tuple[str, dict[str, Any], Table]] = {
                 Refuses("yes"),
             ),
             "add_generation_prompt": (Changes(False), Refuses("no")),
+            "continue_final_message": (
+                Changes(True, {"messages": CONTINUED}),
+                Refuses(True, {"messages": QUESTION}),
+            ),
             "chat_template_kwargs": (
                 ShownBy(f"{UNIT}/test_tokenize_route.py::test_a_chat_as_it_would_be_answered"),
                 Refuses({"messages": []}),

@@ -1,13 +1,12 @@
 """What a choice of a chat shows of its generation; streams and whole responses agree."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from msgspec import UNSET
 
 from tokasaurus.server.chat_output import ChatOutputParser
 from tokasaurus.server.completion_choices import api_finish_reason
-from tokasaurus.server.generation import Delta, Generation
-from tokasaurus.server.logprobs import chat_logprobs
+from tokasaurus.server.generation import Delta, Generation, TokenLogprob
 from tokasaurus.server.output_events import (
     ArgumentsPiece,
     CallStart,
@@ -27,7 +26,9 @@ from tokasaurus.server.schemas.chat_completions import (
     ToolCall,
     ToolCallDelta,
 )
-from tokasaurus.tokenization.tokenizer import Tokenizer
+
+WriteLogprobs = Callable[[Sequence[TokenLogprob]], ChatLogprobs]
+"""How a response shows those of its tokens."""
 
 
 def chat_message(events: list[OutputEvent], new_call_id: Callable[[], str]) -> ChatMessage:
@@ -55,7 +56,7 @@ def chat_message(events: list[OutputEvent], new_call_id: Callable[[], str]) -> C
 
 def chat_choice(
     generation: Generation,
-    tokenizer: Tokenizer,
+    write_logprobs: WriteLogprobs,
     parser: ChatOutputParser | None,
     new_call_id: Callable[[], str],
 ) -> ChatChoice:
@@ -70,7 +71,7 @@ def chat_choice(
     return ChatChoice(
         index=generation.index,
         message=message,
-        logprobs=_logprobs_of(delta, generation, tokenizer),
+        logprobs=_logprobs_of(delta, generation, write_logprobs),
         finish_reason=reason,
     )
 
@@ -80,11 +81,11 @@ class ChatChoiceWriter:
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
+        write_logprobs: WriteLogprobs,
         parser: ChatOutputParser | None,
         new_call_id: Callable[[], str],
     ) -> None:
-        self._tokenizer = tokenizer
+        self._write_logprobs = write_logprobs
         self._parser = parser
         self._new_call_id = new_call_id
         self._num_calls = 0
@@ -108,7 +109,7 @@ class ChatChoiceWriter:
             deltas = [ChatDelta(content="")]
         choices = [ChatChunkChoice(index=index, delta=one) for one in deltas]
         if delta.logprobs:
-            choices[0].logprobs = _logprobs_of(delta, generation, self._tokenizer)
+            choices[0].logprobs = _logprobs_of(delta, generation, self._write_logprobs)
         if not self._has_begun:
             self._has_begun = True
             first = ChatChunkChoice(index=index, delta=ChatDelta("assistant", ""))
@@ -156,7 +157,9 @@ def _finish_reason(
     return reason
 
 
-def _logprobs_of(delta: Delta, generation: Generation, tokenizer: Tokenizer) -> ChatLogprobs | None:
+def _logprobs_of(
+    delta: Delta, generation: Generation, write_logprobs: WriteLogprobs
+) -> ChatLogprobs | None:
     if generation.params.logprobs is None:
         return None
-    return chat_logprobs(delta.logprobs, tokenizer)
+    return write_logprobs(delta.logprobs)

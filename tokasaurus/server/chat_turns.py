@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from tokasaurus.server.chat_output import ChatOutputParser
-from tokasaurus.server.chat_prompts import render_chat
+from tokasaurus.server.chat_prompts import continued_text, render_chat
 from tokasaurus.server.ids import new_id
 from tokasaurus.server.output_format import OutputFormat
 from tokasaurus.server.prompt_truncation import truncated
@@ -28,7 +28,8 @@ class ChatTurn:
     params: SamplingParams
     tool_use: ToolUse = NO_TOOLS
     template_variables: dict[str, Any] | None = None
-    add_generation_prompt: bool = True
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
     add_special_tokens: bool = False
     truncate_prompt_tokens: int | None = None
 
@@ -72,6 +73,7 @@ def render_turn(state: ServerState, turn: ChatTurn) -> str:
         turn.messages,
         tools=[tool.for_template() for tool in tools] or None,
         add_generation_prompt=turn.add_generation_prompt,
+        continue_final_message=turn.continue_final_message,
         variables=turn.template_variables,
     )
 
@@ -82,7 +84,8 @@ async def start_turn(state: ServerState, turn: ChatTurn, *, stream: bool) -> Run
     state.engine.check_room(turn.params.n)
     await asyncio.sleep(0)  # until others that came with it are here: see EncodingPool.encode
     text = render_turn(state, turn)
-    reasoning = output_format.reasoning_state(text)
+    continued = continued_text(turn.messages) if turn.continue_final_message else ""
+    reasoning = output_format.reasoning_state(text, continued=continued)
     grammar = output_format.grammar(state.tokenizer)
     output = grammar.output(turn.params.structured_output, turn.tool_use, reasoning)
     params = turn.params

@@ -20,13 +20,21 @@ class CompletionChoiceWriter:
     """One choice of a completion; echoes its prompt before the first text."""
 
     def __init__(
-        self, index: int, tokenizer: Tokenizer, *, echoed: str | None, with_logprobs: bool
+        self,
+        index: int,
+        tokenizer: Tokenizer,
+        *,
+        echoed: str | None,
+        with_logprobs: bool,
+        as_ids: bool = False,
     ) -> None:
-        """`echoed`: the prompt's text, if the client wants it back."""
+        """`echoed`: the prompt's text, if the client wants it back. `as_ids`: tokens beside
+        log-probabilities show as their ids."""
         self._index = index
         self._tokenizer = tokenizer
         self._echoed = echoed
         self._with_logprobs = with_logprobs
+        self._as_ids = as_ids
         self._logprobs: CompletionLogprobsBuilder | None = None
 
     def take_text(self, generation: Generation) -> str | None:
@@ -63,7 +71,7 @@ class CompletionChoiceWriter:
         detokenizer = self._tokenizer.detokenizer(
             skip_special_tokens=generation.params.skip_special_tokens, prompt_ids=context
         )
-        return CompletionLogprobsBuilder(self._tokenizer, detokenizer)
+        return CompletionLogprobsBuilder(self._tokenizer, detokenizer, as_ids=self._as_ids)
 
 
 def _prompt_logprobs(

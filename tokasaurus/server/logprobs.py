@@ -23,12 +23,18 @@ def finite(logprob: float) -> float:
     return max(logprob, _LOWEST) if math.isfinite(logprob) else _LOWEST
 
 
-def chat_logprobs(entries: Sequence[TokenLogprob], tokenizer: Tokenizer) -> ChatLogprobs:
-    """Tokens that are only a part of a character show as U+FFFD; their bytes are exact."""
+def chat_logprobs(
+    entries: Sequence[TokenLogprob], tokenizer: Tokenizer, *, as_ids: bool = False
+) -> ChatLogprobs:
+    """Tokens that are only a part of a character show as U+FFFD; their bytes are exact.
+
+    `as_ids`: they show as their ids.
+    """
 
     def top(token_id: int, logprob: float) -> TopLogprob:
         data = tokenizer.token_bytes(token_id)
-        return TopLogprob(data.decode(errors="replace"), finite(logprob), list(data))
+        token = _shown_id(token_id) if as_ids else data.decode(errors="replace")
+        return TopLogprob(token, finite(logprob), list(data))
 
     content = []
     for entry in entries:
@@ -57,8 +63,14 @@ def prompt_logprobs(generation: Generation, tokenizer: Tokenizer) -> PromptLogpr
 class CompletionLogprobsBuilder:
     """For one choice, whose tokens come in order; text offsets go on from call to call."""
 
-    def __init__(self, tokenizer: Tokenizer, detokenizer: Detokenizer) -> None:
-        """`detokenizer` is a fresh one for the choice's text."""
+    def __init__(
+        self, tokenizer: Tokenizer, detokenizer: Detokenizer, *, as_ids: bool = False
+    ) -> None:
+        """`detokenizer` is a fresh one for the choice's text.
+
+        `as_ids`: tokens show as their ids.
+        """
+        self._as_ids = as_ids
         self._tokenizer = tokenizer
         self._detokenizer = detokenizer
         self._offset = 0
@@ -85,6 +97,8 @@ class CompletionLogprobsBuilder:
 
     def _show(self, token_id: int) -> str:
         """As OpenAI does: parts of characters in the form bytes:\\xf0\\x9f, so that they differ."""
+        if self._as_ids:
+            return _shown_id(token_id)
         data = self._tokenizer.token_bytes(token_id)
         try:
             return data.decode()
@@ -95,6 +109,11 @@ class CompletionLogprobsBuilder:
         start = self._offset
         self._offset += len(self._detokenizer.push((token_id,)))
         return start
+
+
+def _shown_id(token_id: int) -> str:
+    """In vLLM's form, which no token's text is mistaken for."""
+    return f"token_id:{token_id}"
 
 
 def joined(first: CompletionLogprobs, second: CompletionLogprobs) -> CompletionLogprobs:

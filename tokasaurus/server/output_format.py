@@ -67,14 +67,18 @@ class OutputFormat:
         """Raises what `check_tools` raises."""
         return self.check_tools()(names)
 
-    def reasoning_state(self, prompt: str) -> ReasoningState:
-        """At the end of a prompt."""
+    def reasoning_state(self, prompt: str, *, continued: str = "") -> ReasoningState:
+        """At the end of a prompt, which ends with the text that is `continued`, if any is."""
         if self.reasoning is None:
             return "none"
+        opening, closing = self.reasoning
+        if continued.strip():
+            is_open = continued.rfind(opening) > continued.rfind(closing)
+            return "begun" if is_open else "none"
         prompt = prompt.rstrip()
-        if prompt.endswith(self.reasoning.opening):
+        if prompt.endswith(opening):
             return "begun"
-        return "none" if prompt.endswith(self.reasoning.closing) else "possible"
+        return "none" if prompt.endswith(closing) else "possible"
 
     def grammar(self, tokenizer: Tokenizer) -> ChatGrammar:
         """Of what the model writes."""

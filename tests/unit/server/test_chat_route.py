@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
-from tests.unit.server.tiny_server import ANSWER, ANSWER_IDS, TOKENIZER, TinyServer, run
+from tests.unit.server.tiny_server import ANSWER, ANSWER_IDS, CHATML, TOKENIZER, TinyServer, run
 
 PATH = "/v1/chat/completions"
+TRIMMING = CHATML.replace("m.content", "m.content|trim")
 
 
 def prompt_of(server: TinyServer) -> str:
@@ -141,6 +142,81 @@ def test_template_variables() -> None:
         assert prompt_of(server) == "<user>Hi\n<assistant>happy"
         await server.chat(add_generation_prompt=False)
         assert prompt_of(server) == "<user>Hi\n"
+
+    run(check)
+
+
+@pytest.mark.parametrize(
+    ("content", "shown"),
+    [
+        ("It is ", "It is "),
+        ([{"type": "text", "text": " a"}, {"type": "text", "text": "b"}], " a\nb"),
+        (None, ""),
+    ],
+)
+@pytest.mark.parametrize("template", [CHATML, TRIMMING])
+def test_continuing_the_last_message(content: Any, shown: str, template: str) -> None:
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": content}]
+    begun = shown.lstrip() if template == TRIMMING else shown
+    whole = shown.strip() if template == TRIMMING else shown
+
+    async def check(server: TinyServer) -> None:
+        body: dict[str, Any] = {"messages": messages, "continue_final_message": True}
+        options: list[dict[str, Any]] = [{}, {"add_generation_prompt": False}]
+        for option in options:
+            response = await server.post(PATH, body | option)
+            assert response.status_code == 200, response.text
+            assert prompt_of(server) == f"<user>Hi\n<assistant>{begun}"
+            assert response.json()["choices"][0]["message"]["content"] == ANSWER
+        sent = server.manager.requests[-1].prompt_ids.tolist()
+        assert (await server.post("/tokenize", body)).json()["tokens"] == sent
+        await server.post(PATH, {"messages": messages})
+        assert prompt_of(server) == f"<user>Hi\n<assistant>{whole}\n<assistant>"
+
+    run(check, template=template)
+
+
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    ("last", "options", "template"),
+    [
+        ({"role": "user", "content": "a"}, {}, CHATML),
+        ({"role": "assistant", "content": "a", "tool_calls": [CALL]}, {}, CHATML),
+        ({"role": "assistant", "content": "a"}, {"add_generation_prompt": True}, CHATML),
+        ({"role": "assistant", "content": "a"}, {}, "{{ messages[0].content }}"),
+    ],
+)
+def test_what_can_not_be_continued(last: Any, options: dict[str, Any], template: str) -> None:
+    messages = [{"role": "user", "content": "Hi"}, last]
+
+    async def check(server: TinyServer) -> None:
+        body = {"messages": messages, "continue_final_message": True} | options
+        for path in (PATH, "/tokenize"):
+            assert (await server.error(path, body))["param"] == "continue_final_message"
+
+    run(check, template=template)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_tokens_as_ids(stream: bool) -> None:
+    async def check(server: TinyServer) -> None:
+        options: dict[str, Any] = {"logprobs": True, "top_logprobs": 1, "max_tokens": 3}
+        options["return_tokens_as_token_ids"] = True
+        body = {"messages": [{"role": "user", "content": "Hi"}]} | options
+        replies = await server.stream(PATH, body) if stream else [await server.chat(**options)]
+        entries = [
+            entry
+            for reply in replies
+            for choice in reply["choices"]
+            for entry in (choice["logprobs"] or {}).get("content", ())
+        ]
+        assert [entry["token"] for entry in entries] == [f"token_id:{i}" for i in ANSWER_IDS[:3]]
+        assert [entry["bytes"] for entry in entries] == [
+            list(TOKENIZER.token_bytes(i)) for i in ANSWER_IDS[:3]
+        ]
+        assert entries[0]["top_logprobs"][0]["token"] == "token_id:20"
 
     run(check)
 

@@ -189,6 +189,22 @@ def test_logprobs(echo: bool) -> None:
     run(check)
 
 
+def test_tokens_as_ids() -> None:
+    async def check(server: TinyServer) -> None:
+        options = {"prompt": "The fox", "max_tokens": 3, "logprobs": 1, "echo": True}
+        [plain] = (await server.complete(**options))["choices"]
+        [choice] = (await server.complete(**options, return_tokens_as_token_ids=True))["choices"]
+        ids = [*TOKENIZER.encode("The fox"), *ANSWER_IDS[:3]]
+        logprobs = choice["logprobs"]
+        assert logprobs["tokens"] == [f"token_id:{i}" for i in ids]
+        assert set(logprobs["top_logprobs"][-1]) == {f"token_id:{i}" for i in (20, ids[-1])}
+        for same in ("token_logprobs", "text_offset"):
+            assert logprobs[same] == plain["logprobs"][same]
+        assert choice["text"] == plain["text"]
+
+    run(check)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_prompt_is_scored_once_for_all_its_samples(stream: bool) -> None:
     body = {"prompt": ["The", "It"], "max_tokens": 2, "n": 3, "echo": True, "logprobs": 1}

@@ -45,6 +45,23 @@ def test_reasoning_by_template() -> None:
     assert choose("[THINK][/THINK]").reasoning == REASONING_FORMATS["mistral"]
 
 
+@pytest.mark.parametrize(
+    ("prompt", "continued", "state"),
+    [
+        ("Hi<a>", "", "possible"),
+        ("Hi<a><think>\n", "", "begun"),
+        ("Hi<a><think></think>\n", "", "none"),
+        ("<think>? Hi<a>It", "It", "none"),
+        ("Hi<a><think>It", "<think>It", "begun"),
+        ("Hi<a><think>a</think>It", "<think>a</think>It", "none"),
+        ("Hi<a><think>\n\n", "\n", "begun"),
+    ],
+)
+def test_reasoning_at_the_end_of_a_prompt(prompt: str, continued: str, state: str) -> None:
+    assert choose("</think>").reasoning_state(prompt, continued=continued) == state
+    assert choose("").reasoning_state(prompt, continued=continued) == "none"
+
+
 def test_tokens_that_mean_something() -> None:
     chosen = choose("{{ tools }}<tool_call></think>")
     assert chosen.visible_tokens(with_tools=False) == ("<think>", "</think>")

@@ -1,6 +1,7 @@
 """POST /v1/chat/completions."""
 
 import time
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -11,7 +12,7 @@ from tokasaurus.server.chat_choices import ChatChoiceWriter, chat_choice
 from tokasaurus.server.chat_turns import ChatTurn, RunningTurn, start_turn
 from tokasaurus.server.generation import Generation
 from tokasaurus.server.ids import new_id
-from tokasaurus.server.logprobs import prompt_logprobs
+from tokasaurus.server.logprobs import chat_logprobs, prompt_logprobs
 from tokasaurus.server.openapi import answers, takes
 from tokasaurus.server.reasoning.effort import effort_variables, with_own_variables
 from tokasaurus.server.schemas.chat_completions import (
@@ -55,7 +56,8 @@ async def create_chat_completion(request: Request) -> Response:
             parallel=body.parallel_tool_calls is not False,
         ),
         template_variables=_template_variables(state, body),
-        add_generation_prompt=body.add_generation_prompt is not False,
+        add_generation_prompt=body.add_generation_prompt,
+        continue_final_message=bool(body.continue_final_message),
         add_special_tokens=bool(body.add_special_tokens),
         truncate_prompt_tokens=body.truncate_prompt_tokens,
     )
@@ -92,11 +94,16 @@ class _ChatMaker:
         self._created = int(time.time())
         self._model = state.model_name
         self._tokenizer = state.tokenizer
+        self._write_logprobs = partial(
+            chat_logprobs,
+            tokenizer=state.tokenizer,
+            as_ids=bool(body.return_tokens_as_token_ids),
+        )
         self._running = running
         self._null_usage = None if body.includes_usage else msgspec.UNSET
         self._text_events: dict[int, TextEvents] = {}
         self._writers = [
-            ChatChoiceWriter(state.tokenizer, running.new_parser(), running.new_call_id)
+            ChatChoiceWriter(self._write_logprobs, running.new_parser(), running.new_call_id)
             for _ in range(running.turn.params.n if body.stream else 0)
         ]
 
@@ -110,7 +117,7 @@ class _ChatMaker:
             created=self._created,
             model=self._model,
             choices=[
-                chat_choice(g, self._tokenizer, running.new_parser(), running.new_call_id)
+                chat_choice(g, self._write_logprobs, running.new_parser(), running.new_call_id)
                 for g in generations
             ],
             usage=count_usage(generations, n=running.turn.params.n),

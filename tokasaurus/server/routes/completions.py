@@ -108,6 +108,7 @@ class _CompletionMaker:
                 state.tokenizer,
                 echoed=echoed[index // n],
                 with_logprobs=body.logprobs is not None,
+                as_ids=bool(body.return_tokens_as_token_ids),
             )
             for index in range(n * len(prompts))
         ]

@@ -42,7 +42,8 @@ async def tokenize(request: Request) -> Response:
             state,
             body.messages,
             tools=[tool.for_template() for tool in tools] or None,
-            add_generation_prompt=body.add_generation_prompt is not False,
+            add_generation_prompt=body.add_generation_prompt,
+            continue_final_message=bool(body.continue_final_message),
             variables=body.chat_template_kwargs,
         )
     adds_special = body.messages is None

@@ -83,6 +83,9 @@ class ChatCompletionRequest(SamplingFields):
         json_schema_extra={"enum": [None, *EFFORTS]},
     )
     add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = Field(
+        None, description="Go on with the last message, which is the assistant's."
+    )
     chat_template_kwargs: dict[str, Any] | None = Field(
         None, description="Variables for the model's chat template."
     )

@@ -93,6 +93,9 @@ class SamplingFields(BaseModel):
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
+    return_tokens_as_token_ids: bool | None = Field(
+        None, description="Beside log-probabilities, tokens show as token_id:ID."
+    )
     add_special_tokens: bool | None = Field(
         None, description="Put BOS and the like around the prompt; chat templates do it themselves."
     )

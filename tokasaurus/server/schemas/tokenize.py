@@ -10,7 +10,13 @@ from tokasaurus.errors import InvalidRequestError
 from tokasaurus.server.schemas.chat_completions import MESSAGES_SCHEMA
 from tokasaurus.server.tools.definitions import TOOLS_SCHEMA
 
-_CHAT_FIELDS = ("messages", "add_generation_prompt", "chat_template_kwargs", "tools")
+_CHAT_FIELDS = (
+    "messages",
+    "add_generation_prompt",
+    "continue_final_message",
+    "chat_template_kwargs",
+    "tools",
+)
 _PROMPT_SCHEMA = {
     "properties": {
         "prompt": {"type": "string"},
@@ -39,6 +45,7 @@ class TokenizeRequest(BaseModel):
         None, description="Default: true for a prompt, false for messages."
     )
     add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     tools: Annotated[Any, WithJsonSchema({"anyOf": [TOOLS_SCHEMA, {"type": "null"}]})] = None
     return_token_strs: bool | None = None

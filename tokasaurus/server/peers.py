@@ -70,13 +70,12 @@ class Peers:
         """Raises ServerNotReadyError if the answer does not come in time, or is a failure."""
         question_id = next(self._ids)
         answered: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._asked[question_id] = _Asked(server_index, answered)
-        self._outboxes[server_index].send(
-            PeerQuestion(
-                server_index=self.server_index, question_id=question_id, name=name, payload=payload
-            )
+        question = PeerQuestion(
+            server_index=self.server_index, question_id=question_id, name=name, payload=payload
         )
+        self._asked[question_id] = _Asked(server_index, answered)
         try:
+            self._outboxes[server_index].send(question)
             return await asyncio.wait_for(answered, _DEADLINE_SECONDS)
         except TimeoutError:
             raise ServerNotReadyError(

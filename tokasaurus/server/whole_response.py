@@ -8,13 +8,13 @@ from tokasaurus.server.request_group import RequestGroup
 
 
 async def finish_all(request: Request, group: RequestGroup) -> list[Generation]:
-    """All generations, finished. Raises the first one's error, if any, or ClientGoneError."""
+    """All generations, finished. As soon as one fails the others are cancelled, and its error is
+    raised; ClientGoneError if nobody waits for them any more."""
     with group, DisconnectWatch(request.receive, group.cancel):
-        while await group.wait():
-            pass
-    for generation in group.generations:
-        if generation.finish_reason == "cancelled":
-            raise ClientGoneError("The client went away before its answer was there.")
-        if generation.error is not None:
-            raise generation.error
+        while finished := await group.wait():
+            for generation in finished:
+                if generation.finish_reason == "cancelled":
+                    raise ClientGoneError("The client went away before its answer was there.")
+                if generation.error is not None:
+                    raise generation.error
     return group.generations

@@ -2,10 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from tests.unit.server.raw_client import PATHS, RawClient, settle
 from tests.unit.server.tiny_server import ANSWER, TinyServer, run
+from tokasaurus.ipc.messages.to_server import EngineOutputs, RequestFinished
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -106,6 +108,32 @@ def test_failure_of_a_whole_response(path: str) -> None:
         )
         error = await server.error(path, body, 500)
         assert error["code"] == "engine_failed"
+
+    run(check)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("stream", [False, True])
+def test_when_one_sample_fails_the_others_are_cancelled(path: str, stream: bool) -> None:
+    async def check(server: TinyServer) -> None:
+        server.manager.runs_by_itself = False
+        client = RawClient(server, path, stream=stream, n=3)
+        await settle()
+        [_, failing, _] = list(server.manager.running)
+        del server.manager.running[failing]
+        finished = RequestFinished(request_id=failing, reason="error", error="no numbers")
+        server.manager.inbox.send(
+            EngineOutputs(
+                dp_rank=0,
+                request_ids=np.empty(0, np.int64),
+                num_tokens=np.empty(0, np.int32),
+                token_ids=np.empty(0, np.int32),
+                finished=[finished],
+            )
+        )
+        await client.task
+        assert b"no numbers" in b"".join(client.writes)
+        assert len(server.manager.cancelled) == 2
 
     run(check)
 

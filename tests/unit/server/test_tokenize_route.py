@@ -1,11 +1,13 @@
 """POST /tokenize and /detokenize, and GET /."""
 
+import threading
 from typing import Any
 
 import pytest
 
 from tests.unit.server.tiny_server import ANSWER, CHATML, TOKENIZER, TinyServer, run
 from tests.unit.server.tool_calls import QWEN, TOOL
+from tokasaurus.tokenization.tokenizer import Tokenizer
 
 
 def test_a_text_there_and_back() -> None:
@@ -24,6 +26,28 @@ def test_a_text_there_and_back() -> None:
         assert (await server.post("/detokenize", body)).json() == {"prompt": ANSWER}
         assert (await server.post("/tokenize", {"prompt": ""})).json()["tokens"] == []
         assert (await server.post("/detokenize", {"tokens": []})).json() == {"prompt": ""}
+
+    run(check)
+
+
+def test_many_tokens_are_decoded_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+    decode = Tokenizer.decode
+
+    def note(self: Tokenizer, *args: Any, **options: Any) -> str:
+        threads.append(threading.get_ident())
+        return decode(self, *args, **options)
+
+    monkeypatch.setattr(Tokenizer, "decode", note)
+
+    async def check(server: TinyServer) -> None:
+        ids = TOKENIZER.encode("The fox")
+        for count in (1, 5000):
+            reply = await server.post("/detokenize", {"tokens": ids * count})
+            assert reply.json() == {"prompt": "The fox" * count}
+        error = await server.error("/detokenize", {"tokens": [*ids * 5000, 420]})
+        assert error["param"] == "tokens"
+        assert threads[0] == threading.get_ident() != threads[1]
 
     run(check)
 

@@ -45,6 +45,8 @@ class ResponseStore:
     def add(self, response_id: str, response: bytes, messages: list[dict[str, Any]]) -> None:
         """One that is larger than the whole store is not kept."""
         stored = StoredResponse(response=response, encoded_messages=msgspec.json.encode(messages))
+        if stored.num_bytes > self._max_bytes:
+            return
         self._stored[response_id] = stored
         self._num_bytes += stored.num_bytes
         while len(self._stored) > self._max_responses or self._num_bytes > self._max_bytes:

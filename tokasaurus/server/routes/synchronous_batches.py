@@ -49,8 +49,11 @@ async def answer_all(request: Request) -> Response:
     def give_up() -> None:
         work.cancel()
 
-    with DisconnectWatch(request.receive, give_up):
-        await asyncio.wait((work,))
+    try:
+        with DisconnectWatch(request.receive, give_up):
+            await asyncio.wait((work,))
+    finally:
+        work.cancel()  # unless it is done: the server stops
     if work.cancelled():
         raise ClientGoneError("The client went away before its answers were there.")
     if (error := work.exception()) is not None:

@@ -1,5 +1,7 @@
 """POST /tokenize and /detokenize: text to the model's token ids and back; GET /tokenizer_info."""
 
+import asyncio
+
 import msgspec
 from fastapi import APIRouter, Request, Response
 
@@ -19,6 +21,9 @@ from tokasaurus.server.state import ServerState, state_of
 from tokasaurus.server.tools.definitions import checked_tools
 
 router = APIRouter(tags=["tokens"])
+
+_MAX_INLINE_TOKENS = 4096
+"""More are decoded on a thread: a body may hold millions, and streams have to go on."""
 
 
 @router.post(
@@ -68,8 +73,10 @@ async def detokenize(request: Request) -> Response:
     body = await parse_body(request, DetokenizeRequest, state.max_body_bytes)
     state.check_ready()
     state.check_model(body.model)
-    _check_ids(body.tokens, state)
-    text = state.tokenizer.decode(body.tokens, skip_special_tokens=bool(body.skip_special_tokens))
+    if len(body.tokens) <= _MAX_INLINE_TOKENS:
+        text = _decoded(body, state)
+    else:
+        text = await asyncio.to_thread(_decoded, body, state)
     return Response(msgspec.json.encode(Detokenized(prompt=text)), media_type="application/json")
 
 
@@ -88,6 +95,11 @@ async def tokenizer_info(request: Request) -> Response:
         chat_template=None if template is None else template.source,
     )
     return Response(msgspec.json.encode(info), media_type="application/json")
+
+
+def _decoded(body: DetokenizeRequest, state: ServerState) -> str:
+    _check_ids(body.tokens, state)
+    return state.tokenizer.decode(body.tokens, skip_special_tokens=bool(body.skip_special_tokens))
 
 
 def _check_ids(token_ids: list[int], state: ServerState) -> None:

@@ -27,6 +27,7 @@ def test_bytes_are_bounded() -> None:
     store.add("d", b"x" * 80, [])
     store.get("b")
     store.add("e", b"x" * 200, [])
-    for name in "bcde":
+    assert [len(store.get(name).response) for name in "bd"] == [10, 80]  # too large a one stays out
+    for name in "ce":
         with pytest.raises(ResponseNotFoundError):
             store.get(name)

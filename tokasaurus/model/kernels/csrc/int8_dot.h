@@ -137,6 +137,11 @@ TOKA_INLINE I to_nearest(F x) {
   return (I)_mm512_cvtps_epi32((__m512)x);
 #elif defined(__AVX2__)
   return (I)_mm256_cvtps_epi32((__m256)x);
+#elif defined(__FP_FAST_FMAF)
+  // The sum below would become one operation with a product before it, which would not be rounded.
+  I nearest;
+  for (int i = 0; i < W; i++) nearest[i] = int32_t(__builtin_rintf(x[i]));
+  return nearest;
 #else
   // Adding 1.5 * 2^23 rounds; the integer is then in the low bits.
   return (I)(x + splat(12582912.0f)) - splat_i(0x4b400000);

@@ -363,38 +363,42 @@ template <class T>
 thread_local Scratch Worker<T>::scratch_;
 
 template <class T>
-void run(const AttentionCall& call) {
-  thread_local Scratch scratch;
-  float* partials = nullptr;
-  if (call.partial_rows > 0)
-    partials = scratch.get<float>(call.partial_rows * partial_stride(call.cache.padded_head_dim()));
-  parallel_region(call.threads, [&](Team& team) {
-    team.pieces(call.num_tokens, 4, [&](int64_t first, int64_t last) {
-      thread_local Scratch head;
-      T* rotated = head.get<T>(call.cache.padded_head_dim());
-      for (int64_t token = first; token < last; token++) append(call, token, rotated);
-    });
-    team.barrier();
-    Worker<T> worker(call);
-    team.each(call.num_items, call.num_items >= ITEMS_AHEAD * call.threads,
-              [&](int64_t i, int64_t next) {
-                worker.run(call.items[i], next < 0 ? nullptr : &call.items[next], partials);
-              });
-    if (call.num_merges == 0) return;
-    team.barrier();
-    team.pieces(call.num_merges, 4, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; i++) merge_parts<T>(call, call.merges[i], partials);
-    });
+void run(Team& team, const AttentionCall& call, float* partials) {
+  team.pieces(call.num_tokens, 4, [&](int64_t first, int64_t last) {
+    thread_local Scratch head;
+    T* rotated = head.get<T>(call.cache.padded_head_dim());
+    for (int64_t token = first; token < last; token++) append(call, token, rotated);
+  });
+  team.barrier();
+  Worker<T> worker(call);
+  team.each(call.num_items, call.num_items >= ITEMS_AHEAD * team.size(),
+            [&](int64_t i, int64_t next) {
+              worker.run(call.items[i], next < 0 ? nullptr : &call.items[next], partials);
+            });
+  if (call.num_merges == 0) return;
+  team.barrier();
+  team.pieces(call.num_merges, 4, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; i++) merge_parts<T>(call, call.merges[i], partials);
   });
 }
 
 }  // namespace
 
-void attention(const AttentionCall& call) {
+size_t partial_floats(const AttentionCall& call) {
+  return size_t(call.partial_rows * partial_stride(call.cache.padded_head_dim()));
+}
+
+void attention(Team& team, const AttentionCall& call, float* partials) {
   if (call.cache.type == Type::BFloat16)
-    run<bf16>(call);
+    run<bf16>(team, call, partials);
   else
-    run<float>(call);
+    run<float>(team, call, partials);
+}
+
+void attention(const AttentionCall& call) {
+  thread_local Scratch scratch;
+  float* partials = scratch.get<float>(partial_floats(call));
+  parallel_region(call.threads, [&](Team& team) { attention(team, call, partials); });
 }
 
 }  // namespace toka

@@ -93,4 +93,9 @@ struct AttentionCall {
 // Writes k and v to their slots, then attends.
 void attention(const AttentionCall& call);
 
+// The same as a part of a region, all of whose threads call it: outputs are whole after a barrier that
+// follows. `partials` is theirs together, of as many floats as the call needs.
+void attention(Team& team, const AttentionCall& call, float* partials);
+size_t partial_floats(const AttentionCall& call);
+
 }  // namespace toka

@@ -44,6 +44,7 @@ class DecodeStepHolder : public torch::CustomClassHolder {
                              norm_eps, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5],
                              formats[0], formats[1]});
     TORCH_CHECK(result.stack.final_norm != nullptr, "a decode step needs all layers");
+    std::swap(result.stack.final_norm, result.final_norm);
     result.vocab_size = sizes[6];
     result.max_logits_rows = sizes[7];
     result.head_format = format_of(formats[2], formats[3]);

@@ -5,6 +5,8 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "parallel.h"
+
 namespace toka {
 namespace {
 
@@ -27,14 +29,14 @@ void DecodeStep::run(const DecodeSlots& slots, const DecodeRows& rows, int32_t* 
   model_.stack.threads = threads;
   expand(slots, rows);
   plan(rows);
-  embed(rows.count);
-  run_stack(model_.stack);
+  pass(rows.count);
   drawn_.resize(rows.count);
   for (int64_t first = 0; first < rows.count; first += model_.max_logits_rows) {
-    const int64_t count = std::min(model_.max_logits_rows, rows.count - first);
-    sampler_.sample(logits(first, count), model_.vocab_size, count, rows.slots + first,
-                    next_positions_.data() + first, slots.sampling, drawn_.data() + first,
-                    threads);
+    const LinearCall logits = head(first, std::min(model_.max_logits_rows, rows.count - first));
+    if (first > 0) linear(logits);
+    sampler_.sample(static_cast<const float*>(logits.out), model_.vocab_size, logits.num_rows,
+                    rows.slots + first, next_positions_.data() + first, slots.sampling,
+                    drawn_.data() + first, threads);
   }
   for (int64_t row = 0; row < rows.count; row++) {
     tokens[row] = int32_t(drawn_[row]);
@@ -98,39 +100,55 @@ void DecodeStep::plan(const DecodeRows& rows) {
   }
 }
 
-void DecodeStep::embed(int64_t num_rows) {
+// From ids to the first part of the logits.
+void DecodeStep::pass(int64_t num_rows) {
   StackCall& stack = model_.stack;
-  const Type type = stack.cache.type;
-  const int64_t bytes = stack.hidden_size * element_size(type);
-  char* hidden = hidden_.get<char>(num_rows * bytes);
-  stack.hidden = hidden;
-  if (model_.embedding == nullptr) {
-    packed_rows(model_.head, ids_.data(), num_rows, stack.hidden_size, type, model_.head_format,
-                hidden, stack.threads);
-    return;
-  }
-  for (int64_t row = 0; row < num_rows; row++)
-    std::memcpy(hidden + row * bytes,
-                static_cast<const char*>(model_.embedding) + ids_[row] * bytes, bytes);
+  stack.hidden = hidden_.get<char>(num_rows * stack.hidden_size * element_size(stack.cache.type));
+  const LinearCall logits = head(0, std::min(model_.max_logits_rows, num_rows));
+  const StackBuffers buffers = memory_.buffers(stack, linear_room(logits));
+  parallel_region(stack.threads, [&](Team& team) {
+    embed(team, num_rows);
+    team.barrier();
+    run_stack(team, stack, buffers, linear_ahead(team, logits));
+    linear(team, logits, buffers.room);
+  });
 }
 
-const float* DecodeStep::logits(int64_t first_row, int64_t num_rows) {
+void DecodeStep::embed(Team& team, int64_t num_rows) {
+  const StackCall& stack = model_.stack;
+  const Type type = stack.cache.type;
+  const int64_t bytes = stack.hidden_size * element_size(type);
+  char* hidden = static_cast<char*>(stack.hidden);
+  team.pieces(num_rows, 8, [&](int64_t first, int64_t last) {
+    if (model_.embedding == nullptr) {
+      packed_rows(model_.head, ids_.data() + first, last - first, stack.hidden_size, type,
+                  model_.head_format, hidden + first * bytes, 1);
+      return;
+    }
+    for (int64_t row = first; row < last; row++)
+      std::memcpy(hidden + row * bytes,
+                  static_cast<const char*>(model_.embedding) + ids_[row] * bytes, bytes);
+  });
+}
+
+// Of these rows; the logits of other rows take the same memory.
+LinearCall DecodeStep::head(int64_t first_row, int64_t num_rows) {
   const StackCall& stack = model_.stack;
   LinearCall head{};
   head.type = stack.cache.type;
   head.x = static_cast<const char*>(stack.hidden) +
            first_row * stack.hidden_size * element_size(head.type);
   head.x_stride = head.in_features = stack.hidden_size;
+  head.norm_weight = model_.final_norm;
+  head.norm_eps = stack.norm_eps;
   head.num_rows = num_rows;
   head.packed = model_.head;
   head.format = model_.head_format;
   head.out_type = Type::Float;
   head.out_features = head.out_stride = model_.vocab_size;
-  float* out = logits_.get<float>(num_rows * model_.vocab_size);
-  head.out = out;
+  head.out = logits_.get<float>(num_rows * model_.vocab_size);
   head.threads = stack.threads;
-  linear(head);
-  return out;
+  return head;
 }
 
 }  // namespace toka

@@ -6,7 +6,6 @@
 
 #include <vector>
 
-#include "parallel.h"
 #include "plain_sampling.h"
 #include "stack.h"
 
@@ -29,7 +28,8 @@ struct DecodeRows {
 };
 
 struct DecodeModel {
-  StackCall stack;        // without what a step brings
+  StackCall stack;        // without what a step brings, and without a final norm
+  const float* final_norm;
   const void* embedding;  // [vocab_size, hidden_size]; null: the rows of the head's weight
   const void* head;       // packed
   Format head_format;
@@ -47,14 +47,16 @@ class DecodeStep {
  private:
   void expand(const DecodeSlots& slots, const DecodeRows& rows);
   void plan(const DecodeRows& rows);
-  void embed(int64_t num_rows);
-  const float* logits(int64_t first_row, int64_t num_rows);
+  void pass(int64_t num_rows);
+  void embed(Team& team, int64_t num_rows);
+  LinearCall head(int64_t first_row, int64_t num_rows);
 
   DecodeModel model_;
   std::vector<int64_t> windows_;       // distinct ones
   std::vector<size_t> kind_of_layer_;  // index of the layer's window
   std::vector<Plan> plans_;            // one per window
   PlainSampler sampler_;
+  StackMemory memory_;
   Scratch hidden_, logits_;
   std::vector<int64_t> ids_, positions_, next_positions_, slot_mapping_, drawn_;
   std::vector<int32_t> query_lens_, kv_lens_, block_indptr_, block_ids_;

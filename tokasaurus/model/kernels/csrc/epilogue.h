@@ -13,6 +13,9 @@ namespace toka {
 // Bytes of activations that a block of rows may take, so that it stays in the L2 cache.
 constexpr int64_t ROW_BLOCK_BYTES = 192 * 1024;
 
+// Tasks that a block of rows and all panels are cut into, for each thread.
+constexpr int64_t TASKS_PER_THREAD = 8;
+
 // Of K: a slice of an expanded panel takes 16 KB, half of the smallest L1 cache.
 constexpr int64_t K_SLICE = 256;
 
@@ -23,39 +26,38 @@ inline int64_t num_panels(int64_t out_features, bool gated) {
   return round_up(out_features, NR) / NR * (gated ? 2 : 1);
 }
 
-// Of a weight that a single row is multiplied by: a task's streams should be long, but a thread that
-// the system takes away must not hold up the others for long.
-constexpr int64_t ROW_TASK_BYTES = int64_t(1) << 20;
-
-// Tasks of about the same size that a block of rows and all panels (of one half) are cut into, as
-// many for each thread.
-inline int64_t num_panel_tasks(const LinearCall& call, int64_t panels) {
-  int64_t tasks = call.threads * 8;
-  if (call.num_rows == 1) {
-    const int64_t bytes =
-        packed_bytes(call.out_features, call.in_features, call.gated, call.type, call.format);
-    const int64_t most = round_up(panels, PANELS_AT_ONCE) / PANELS_AT_ONCE;
-    tasks = std::min(most, std::max<int64_t>(call.threads * 2, bytes / ROW_TASK_BYTES));
-  }
-  return std::min(panels, round_up(tasks, call.threads));
-}
-
 // Runs body(row0, rows, first_panel, last_panel) over all pairs of a block of rows and a few panels
 // (of one half). Tasks of a block of rows come one after the other.
 template <class Body>
-void row_panel_tasks(const LinearCall& call, int64_t row_bytes, Body&& body) {
+void row_panel_tasks(Team& team, const LinearCall& call, int64_t row_bytes, Body&& body) {
   const int64_t M = call.num_rows, panels = num_panels(call.out_features, false);
   int64_t block = std::max<int64_t>(8 * MR, ROW_BLOCK_BYTES / row_bytes / MR * MR);
   const int64_t blocks = (M + block - 1) / block;
   block = round_up((M + blocks - 1) / blocks, MR);
-  const int64_t chunks = num_panel_tasks(call, panels);
-  parallel_pieces(blocks * chunks, 1, call.threads, [&](int64_t first, int64_t last) {
-    for (int64_t task = first; task < last; task++) {
-      const int64_t row0 = task / chunks * block, chunk = task % chunks;
-      if (row0 < M)
-        body(row0, std::min(block, M - row0), chunk * panels / chunks, (chunk + 1) * panels / chunks);
-    }
+  const int64_t chunks = std::min<int64_t>(panels, team.size() * TASKS_PER_THREAD);
+  team.pieces(blocks * chunks, 1, [&](int64_t task, int64_t) {
+    const int64_t row0 = task / chunks * block, chunk = task % chunks;
+    if (row0 < M)
+      body(row0, std::min(block, M - row0), chunk * panels / chunks, (chunk + 1) * panels / chunks);
   });
+}
+
+// Rows made ready for a product, as prepare(row, block) writes them into a block of `bytes`. Of
+// several rows there is one block for all threads, `shared`; of one row each thread makes its own,
+// which takes less than waiting for another's.
+template <class Prepare>
+void* ready_rows(Team& team, int64_t num_rows, size_t bytes, void* shared, Prepare&& prepare) {
+  if (num_rows == 1) {
+    thread_local Scratch own;
+    char* block = own.get<char>(bytes);
+    prepare(0, block);
+    return block;
+  }
+  team.pieces(num_rows, 8, [&](int64_t first, int64_t last) {
+    for (int64_t row = first; row < last; row++) prepare(row, shared);
+  });
+  team.barrier();
+  return shared;
 }
 
 // One row of x as operands: normalised if asked, converted, padded to a whole number of steps.

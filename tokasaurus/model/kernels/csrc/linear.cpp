@@ -3,6 +3,7 @@
 
 #include "epilogue.h"
 #include "quantized.h"
+#include "single_row.h"
 
 namespace toka {
 namespace {
@@ -110,25 +111,6 @@ void panel_product(const A* a, int64_t lda, const T* panel, int64_t steps, int64
   }
 }
 
-// Panels [first, last) of outputs of a single row.
-template <class T, class Out>
-void row_task(const LinearCall& call, const typename Operand<T>::A* a, int64_t first,
-              int64_t last) {
-  const Shape<T> shape(call.out_features, call.in_features, call.gated);
-  const T* packed = static_cast<const T*>(call.packed);
-  const int halves = call.gated ? 2 : 1;
-  const Epilogue<T, Out> epilogue{call};
-  in_streams<PANELS_AT_ONCE>(first, last, [&](auto streams, int64_t p, int64_t distance) TOKA_ALWAYS {
-    constexpr int P = decltype(streams)::value;
-    F sums[2][P][2] = {};
-    for (int h = 0; h < halves; h++)
-      multiply_panels(a, packed + (p * halves + h) * shape.panel_size,
-                      distance * halves * shape.panel_size, shape.steps, sums[h]);
-    for (int i = 0; i < P; i++)
-      epilogue(sums[0][i], call.gated ? sums[1][i] : nullptr, 1, 0, (p + i * distance) * NR);
-  });
-}
-
 // Panels [first, last) of outputs, rows [row0, row0 + rows): the task of one thread.
 template <class T, class Out>
 void panels_task(const LinearCall& call, const typename Operand<T>::A* a, int64_t lda, int64_t row0,
@@ -150,32 +132,34 @@ void panels_task(const LinearCall& call, const typename Operand<T>::A* a, int64_
 }
 
 template <class T, class Out>
-void run(const LinearCall& call) {
+void run(Team& team, const LinearCall& call, void* room) {
   typedef typename Operand<T>::A A;
   const Shape<T> shape(call.out_features, call.in_features, call.gated);
   const int64_t padded = shape.steps * shape.PACK;
   const bool direct = std::is_same<T, A>::value && padded == call.in_features &&
                       call.norm_weight == nullptr;
-  const int64_t M = call.num_rows;
   const A* a = static_cast<const A*>(call.x);
   int64_t lda = call.x_stride;
   if (!direct) {
-    thread_local Scratch scratch;
-    A* prepared = scratch.get<A>(M * padded);
-    parallel_pieces(M, 8, call.threads, [&](int64_t first, int64_t last) {
-      for (int64_t m = first; m < last; m++)
-        prepare_row<T>(call, m, prepared + m * padded, padded);
-    });
-    a = prepared;
+    a = static_cast<const A*>(ready_rows(
+        team, call.num_rows, call.num_rows * padded * sizeof(A), room, [&](int64_t row, void* block) {
+          prepare_row<T>(call, row, static_cast<A*>(block) + row * padded, padded);
+        }));
     lda = padded;
   }
-  row_panel_tasks(call, padded * sizeof(A), [&](int64_t row0, int64_t rows, int64_t first,
-                                                int64_t last) {
-    if (M == 1)
-      row_task<T, Out>(call, a, first, last);
-    else
-      panels_task<T, Out>(call, a + row0 * lda, lda, row0, rows, first, last);
-  });
+  if (call.num_rows > 1) {
+    row_panel_tasks(team, call, padded * sizeof(A),
+                    [&](int64_t row0, int64_t rows, int64_t first, int64_t last) {
+                      panels_task<T, Out>(call, a + row0 * lda, lda, row0, rows, first, last);
+                    });
+    return;
+  }
+  single_row<T, Out>(team, call, shape.panel_size * sizeof(T),
+                     [&](const char* panel, int64_t distance, auto& sums) TOKA_ALWAYS {
+                       std::memset(static_cast<void*>(&sums), 0, sizeof(sums));
+                       multiply_panels(a, reinterpret_cast<const T*>(panel),
+                                       distance / int64_t(sizeof(T)), shape.steps, sums);
+                     });
 }
 
 }  // namespace
@@ -216,18 +200,43 @@ void packed_rows(const void* packed, const int64_t* ids, int64_t num_ids, int64_
                 static_cast<float*>(out), threads);
 }
 
-void linear(const LinearCall& call) {
+size_t linear_room(const LinearCall& call) {
+  // Floats at most, and sums of groups or a scale.
+  const int64_t row = round_up(call.in_features, CODES) + call.in_features / MIN_GROUP_SIZE + 1;
+  return call.num_rows > 1 ? call.num_rows * row * sizeof(float) : 0;
+}
+
+void linear(Team& team, const LinearCall& call, void* room) {
   if (call.num_rows == 0) return;
   if (call.format.kind == Format::INT8)
-    linear_int8(call);
+    linear_int8(team, call, room);
   else if (call.format.kind != Format::PLAIN)
-    linear_weight_only(call);
+    linear_weight_only(team, call, room);
   else if (call.type == Type::Float)
-    run<float, float>(call);
+    run<float, float>(team, call, room);
   else if (call.out_type == Type::Float)
-    run<bf16, float>(call);
+    run<bf16, float>(team, call, room);
   else
-    run<bf16, bf16>(call);
+    run<bf16, bf16>(team, call, room);
+}
+
+Ahead linear_ahead(const Team& team, const LinearCall& call) {
+  const PanelShare share(call, team.rank(), team.size());
+  if (call.num_rows != 1 || share.steps() == 0) return {};
+  const int64_t bytes = packed_bytes(NR, call.in_features, call.gated, call.type, call.format);
+  Ahead ahead;
+  ahead.start = static_cast<const char*>(call.packed) + share.panel(0) * bytes;
+  ahead.distance = share.distance() * bytes;
+  ahead.runs = share.streams(0);
+  ahead.bytes = std::min(bytes, AHEAD_BYTES / ahead.runs);
+  return ahead;
+}
+
+void linear(const LinearCall& call) {
+  if (call.num_rows == 0) return;
+  thread_local Scratch scratch;
+  char* room = scratch.get<char>(linear_room(call));
+  parallel_region(call.threads, [&](Team& team) { linear(team, call, room); });
 }
 
 }  // namespace toka

@@ -6,9 +6,11 @@
 // The panels of weights in few bits: see quantized.h.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "micro.h"
+#include "team.h"
 
 namespace toka {
 
@@ -59,5 +61,12 @@ void pack_weight(const void* weight, int64_t out_features, int64_t in_features, 
 void packed_rows(const void* packed, const int64_t* ids, int64_t num_ids, int64_t in_features,
                  Type type, Format format, void* out, int threads);
 void linear(const LinearCall& call);
+
+// The same as a part of a region, all of whose threads call it: outputs are whole after a barrier that
+// follows. `room` is theirs together, of as many bytes as the call needs.
+void linear(Team& team, const LinearCall& call, void* room);
+size_t linear_room(const LinearCall& call);
+// The weights that this thread will read first.
+Ahead linear_ahead(const Team& team, const LinearCall& call);
 
 }  // namespace toka

@@ -1,5 +1,6 @@
 // Linear layers in integers: rows of x are rounded to int8 with a scale of their own.
 #include "quantized.h"
+#include "single_row.h"
 
 namespace toka {
 namespace {
@@ -108,76 +109,79 @@ void scale_tile(I* tile, const char* panel, const float* row_scales, int64_t row
     }
 }
 
-// Panels [first, last) of outputs of a single row.
+// Rows of levels, then their scales, in one block.
+struct LevelRows {
+  int64_t num_rows, padded;
+
+  size_t bytes() const { return num_rows * (padded * sizeof(Level) + sizeof(float)); }
+  Level* levels(void* block) const { return static_cast<Level*>(block); }
+  float* scales(void* block) const {
+    return reinterpret_cast<float*>(levels(block) + num_rows * padded);
+  }
+};
+
+// Rows [row0, row0 + rows) times panels [first, last).
 template <class T, class Out>
-void row_task(const LinearCall& call, const Level* levels, float row_scale, int64_t first,
-              int64_t last) {
-  const Int8Panel shape(call.in_features);
+void panels_task(const LinearCall& call, const Int8Panel& shape, const Level* levels,
+                 const float* row_scales, int64_t row0, int64_t rows, int64_t first, int64_t last) {
   const char* packed = static_cast<const char*>(call.packed);
-  const int halves = call.gated ? 2 : 1;
   const Epilogue<T, Out> epilogue{call};
-  in_streams<PANELS_AT_ONCE>(first, last, [&](auto streams, int64_t p, int64_t distance) TOKA_ALWAYS {
-    constexpr int P = decltype(streams)::value;
-    F values[2][P][2];
+  const int halves = call.gated ? 2 : 1;
+  const int64_t padded = shape.steps * DOT_PACK;
+  thread_local Scratch scratch;
+  int32_t* expanded = scratch.get<int32_t>(2 * K_SLICE / DOT_PACK * NR + halves * rows * 2 * W);
+  I* tiles = reinterpret_cast<I*>(expanded + 2 * K_SLICE / DOT_PACK * NR);
+  F* results[2] = {reinterpret_cast<F*>(tiles), nullptr};
+  if (call.gated) results[1] = results[0] + 2 * rows;
+  for (int64_t p = first; p < last; p++) {
     for (int h = 0; h < halves; h++) {
       const char* panel = packed + (p * halves + h) * shape.bytes;
-      const int64_t panel_distance = distance * halves * shape.bytes;
-      I sums[P][2] = {};
-      multiply_level_panels(levels, Int8Panel::levels(panel), panel_distance, shape.steps, sums);
-      for (int i = 0; i < P; i++) {
-        scale_tile(sums[i], panel + i * panel_distance, &row_scale, 1);
-        std::memcpy(values[h][i], sums[i], sizeof(sums[i]));
-      }
+      I* tile = tiles + h * 2 * rows;
+      panel_product(levels + row0 * padded, padded, Int8Panel::levels(panel), shape.steps, rows, tile,
+                    expanded);
+      scale_tile(tile, panel, row_scales + row0, rows);
     }
-    for (int i = 0; i < P; i++)
-      epilogue(values[0][i], call.gated ? values[1][i] : nullptr, 1, 0, (p + i * distance) * NR);
-  });
+    epilogue(results[0], results[1], int(rows), row0, p * NR);
+  }
 }
 
 template <class T, class Out>
-void run(const LinearCall& call) {
+void run(Team& team, const LinearCall& call, void* room) {
   const Int8Panel shape(call.in_features);
-  const int64_t M = call.num_rows, padded = shape.steps * DOT_PACK;
-  thread_local Scratch levels_scratch, scales_scratch;
-  Level* levels = levels_scratch.get<Level>(M * padded);
-  float* row_scales = scales_scratch.get<float>(M);
-  parallel_pieces(M, 8, call.threads, [&](int64_t first, int64_t last) {
-    for (int64_t m = first; m < last; m++)
-      row_scales[m] = prepare_levels<T>(call, m, levels + m * padded, padded);
-  });
-  const char* packed = static_cast<const char*>(call.packed);
-  const Epilogue<T, Out> epilogue{call};
-  const int halves = call.gated ? 2 : 1;
-  row_panel_tasks(call, padded * sizeof(Level), [&](int64_t row0, int64_t rows, int64_t first,
-                                                    int64_t last) {
-    if (M == 1) return row_task<T, Out>(call, levels, row_scales[0], first, last);
-    thread_local Scratch scratch;
-    int32_t* expanded = scratch.get<int32_t>(2 * K_SLICE / DOT_PACK * NR + halves * rows * 2 * W);
-    I* tiles = reinterpret_cast<I*>(expanded + 2 * K_SLICE / DOT_PACK * NR);
-    F* results[2] = {reinterpret_cast<F*>(tiles), nullptr};
-    if (call.gated) results[1] = results[0] + 2 * rows;
-    for (int64_t p = first; p < last; p++) {
-      for (int h = 0; h < halves; h++) {
-        const char* panel = packed + (p * halves + h) * shape.bytes;
-        I* tile = tiles + h * 2 * rows;
-        panel_product(levels + row0 * padded, padded, Int8Panel::levels(panel), shape.steps, rows,
-                      tile, expanded);
-        scale_tile(tile, panel, row_scales + row0, rows);
-      }
-      epilogue(results[0], results[1], int(rows), row0, p * NR);
-    }
-  });
+  const LevelRows rows_of{call.num_rows, shape.steps * DOT_PACK};
+  void* block =
+      ready_rows(team, call.num_rows, rows_of.bytes(), room, [&](int64_t row, void* target) {
+        rows_of.scales(target)[row] = prepare_levels<T>(
+            call, row, rows_of.levels(target) + row * rows_of.padded, rows_of.padded);
+      });
+  const Level* levels = rows_of.levels(block);
+  const float* scales = rows_of.scales(block);
+  if (call.num_rows > 1) {
+    row_panel_tasks(team, call, rows_of.padded * sizeof(Level),
+                    [&](int64_t row0, int64_t rows, int64_t first, int64_t last) {
+                      panels_task<T, Out>(call, shape, levels, scales, row0, rows, first, last);
+                    });
+    return;
+  }
+  single_row<T, Out>(
+      team, call, shape.bytes, [&](const char* panel, int64_t distance, auto& sums) TOKA_ALWAYS {
+        constexpr int P = std::extent_v<std::remove_reference_t<decltype(sums)>>;
+        I products[P][2] = {};
+        multiply_level_panels(levels, Int8Panel::levels(panel), distance, shape.steps, products);
+        for (int i = 0; i < P; i++) scale_tile(products[i], panel + i * distance, scales, 1);
+        std::memcpy(sums, products, sizeof(products));
+      });
 }
 
 }  // namespace
 
-void linear_int8(const LinearCall& call) {
+void linear_int8(Team& team, const LinearCall& call, void* room) {
   if (call.type == Type::Float)
-    run<float, float>(call);
+    run<float, float>(team, call, room);
   else if (call.out_type == Type::Float)
-    run<bf16, float>(call);
+    run<bf16, float>(team, call, room);
   else
-    run<bf16, bf16>(call);
+    run<bf16, bf16>(team, call, room);
 }
 
 }  // namespace toka

@@ -160,6 +160,16 @@ TOKA_INLINE void multiply(const A* a, ptrdiff_t lda, const bf16* b, ptrdiff_t ld
 #endif
 }
 
+// Of several streams the machine brings each into the L2 cache in time, and only the way from there
+// is worth shortening.
+constexpr int NEAR_DISTANCE = 512;
+
+template <int BYTES>
+TOKA_INLINE void fetch_near(const void* stream) {
+  const char* near = static_cast<const char*>(stream) + NEAR_DISTANCE;
+  for (int line = 0; line < BYTES; line += 64) __builtin_prefetch(near + line);
+}
+
 // One row of A times P panels of NR columns, `panel_size` elements apart. Each panel is a stream of
 // its own from memory, and sums of different panels don't wait for one another.
 template <int P>
@@ -167,6 +177,7 @@ TOKA_INLINE void multiply_panels(const float* a, const float* b, ptrdiff_t panel
                                  int64_t steps, F (&acc)[P][2]) {
   for (int64_t k = 0; k < steps; k++, b += NR) {
     const F ak = splat(a[k]);
+    for (int p = 0; p < P; p++) fetch_near<NR * 4>(b + p * panel_size);
     for (int p = 0; p < P; p++)
       for (int n = 0; n < 2; n++) acc[p][n] += ak * load(b + p * panel_size + n * W);
   }
@@ -175,8 +186,8 @@ TOKA_INLINE void multiply_panels(const float* a, const float* b, ptrdiff_t panel
 template <int P>
 TOKA_INLINE void multiply_panels(const Operand<bf16>::A* a, const bf16* b, ptrdiff_t panel_size,
                                  int64_t steps, F (&acc)[P][2]) {
-#pragma GCC unroll 2
   for (int64_t k = 0; k < steps; k++, b += 2 * NR) {
+    for (int p = 0; p < P; p++) fetch_near<NR * 4>(b + p * panel_size);
 #if defined(__AVX512BF16__)
     int pair;
     std::memcpy(&pair, a + 2 * k, 4);
@@ -202,18 +213,6 @@ template <int M>
 struct Rows {
   static constexpr int value = M;
 };
-
-// Divides [first, last) between up to P streams that advance together: calls f(Rows<p>(), i,
-// distance) for i, i + distance, ..., p of them.
-template <int P, class Function>
-TOKA_INLINE void in_streams(int64_t first, int64_t last, Function&& f) {
-  const int64_t length = (last - first) / P;
-  for (int64_t i = first; i < first + length; i++) f(Rows<P>(), i, length);
-  if constexpr (P > 1) {
-    if (first + P * length < last)
-      in_streams<P - 1>(first + P * length, last, static_cast<Function&&>(f));
-  }
-}
 
 template <class Function, int M = MR>
 TOKA_INLINE void with_rows(int rows, Function&& f) {

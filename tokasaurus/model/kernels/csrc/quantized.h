@@ -14,6 +14,7 @@
 namespace toka {
 
 constexpr int CODES = 8;  // in a lane of INT4_WEIGHTS
+constexpr int64_t MIN_GROUP_SIZE = 32;
 
 struct Int8Panel {
   int64_t steps, bytes;
@@ -60,7 +61,7 @@ void pack_quantized(const void* weight, int64_t out_features, int64_t in_feature
                     Type type, Format format, void* packed, int threads);
 void quantized_rows(const void* packed, const int64_t* ids, int64_t num_ids, int64_t in_features,
                     Type type, Format format, void* out, int threads);
-void linear_int8(const LinearCall& call);
-void linear_weight_only(const LinearCall& call);
+void linear_int8(Team& team, const LinearCall& call, void* room);
+void linear_weight_only(Team& team, const LinearCall& call, void* room);
 
 }  // namespace toka

@@ -1,119 +1,196 @@
 // The decoder's layers, one after the other, over buffers that are kept between calls.
 #include "stack.h"
 
+#include <algorithm>
+
 #include "norm.h"
 #include "parallel.h"
 
 namespace toka {
 namespace {
 
-struct Buffers {
-  char *qkv, *attended, *gated;
+struct Sizes {
+  int64_t element, q, kv;
+
+  explicit Sizes(const StackCall& call)
+      : element(call.cache.type == Type::BFloat16 ? 2 : 4),
+        q(call.num_heads * call.cache.head_dim),
+        kv(call.cache.num_kv_heads * call.cache.head_dim) {}
+  int64_t qkv() const { return q + 2 * kv; }
 };
 
-// Fields that all of the call's linear layers share.
-LinearCall base_linear(const StackCall& call) {
-  LinearCall linear{};
-  linear.num_rows = call.num_tokens;
-  linear.type = linear.out_type = call.cache.type;
-  linear.format = call.format;
-  linear.norm_eps = call.norm_eps;
-  linear.threads = call.threads;
-  return linear;
-}
+// The calls that one layer consists of.
+class LayerCalls {
+ public:
+  LayerCalls(const StackCall& call, const StackLayer& layer, const StackBuffers& buffers)
+      : call_(call), layer_(layer), buffers_(buffers), size_(call) {}
 
-void product(LinearCall linear_call, const void* x, int64_t in_features, const void* packed,
-             const float* bias, void* out, int64_t out_features) {
-  linear_call.x = x;
-  linear_call.x_stride = linear_call.in_features = in_features;
-  linear_call.packed = packed;
-  linear_call.bias = bias;
-  linear_call.out = out;
-  linear_call.out_stride = linear_call.out_features = out_features;
-  linear(linear_call);
-}
+  LinearCall qkv() const {
+    LinearCall linear = normed(layer_.attention_norm);
+    linear.packed = layer_.qkv;
+    linear.bias = layer_.qkv_bias;
+    return to(linear, buffers_.qkv, size_.qkv());
+  }
 
-void attend(const StackCall& call, const StackLayer& layer, const Buffers& buffers,
-            int64_t element_size) {
-  const CacheShape& cache = call.cache;
-  const int64_t q_size = call.num_heads * cache.head_dim;
-  const int64_t kv_size = cache.num_kv_heads * cache.head_dim;
-  AttentionCall a{};
-  a.q = buffers.qkv;
-  a.k = buffers.qkv + q_size * element_size;
-  a.v = buffers.qkv + (q_size + kv_size) * element_size;
-  a.q_stride = a.k_stride = a.v_stride = q_size + 2 * kv_size;
-  a.out = buffers.attended;
-  a.num_tokens = call.num_tokens;
-  a.num_heads = call.num_heads;
-  a.slot_mapping = call.slot_mapping;
-  a.block_ids = call.block_ids;
-  a.k_cache = layer.k_cache;
-  a.v_cache = layer.v_cache;
-  a.cache = cache;
-  a.rotary = call.rotary;
-  a.rotary.q_norm = layer.q_norm;
-  a.rotary.k_norm = layer.k_norm;
-  a.rotary.norm_eps = call.norm_eps;
-  a.scale = layer.scale;
-  a.softcap = layer.softcap;
-  a.window = layer.window;
-  a.sinks = layer.sinks;
-  a.items = layer.items;
-  a.num_items = layer.num_items;
-  a.merges = layer.merges;
-  a.num_merges = layer.num_merges;
-  a.parts = layer.parts;
-  a.partial_rows = layer.partial_rows;
-  a.threads = call.threads;
-  attention(a);
-}
+  LinearCall out() const {
+    LinearCall linear = added(buffers_.attended, size_.q);
+    linear.packed = layer_.out;
+    linear.bias = layer_.out_bias;
+    return linear;
+  }
+
+  LinearCall gate_up() const {
+    LinearCall linear = normed(layer_.mlp_norm);
+    linear.packed = layer_.gate_up;
+    linear.bias = layer_.gate_up_bias;
+    linear.gated = true;
+    return to(linear, buffers_.gated, call_.intermediate_size);
+  }
+
+  LinearCall down() const {
+    LinearCall linear = added(buffers_.gated, call_.intermediate_size);
+    linear.packed = layer_.down;
+    linear.bias = layer_.down_bias;
+    return linear;
+  }
+
+  AttentionCall attention() const {
+    AttentionCall a{};
+    a.q = buffers_.qkv;
+    a.k = buffers_.qkv + size_.q * size_.element;
+    a.v = buffers_.qkv + (size_.q + size_.kv) * size_.element;
+    a.q_stride = a.k_stride = a.v_stride = size_.qkv();
+    a.out = buffers_.attended;
+    a.num_tokens = call_.num_tokens;
+    a.num_heads = call_.num_heads;
+    a.slot_mapping = call_.slot_mapping;
+    a.block_ids = call_.block_ids;
+    a.k_cache = layer_.k_cache;
+    a.v_cache = layer_.v_cache;
+    a.cache = call_.cache;
+    a.rotary = call_.rotary;
+    a.rotary.q_norm = layer_.q_norm;
+    a.rotary.k_norm = layer_.k_norm;
+    a.rotary.norm_eps = call_.norm_eps;
+    a.scale = layer_.scale;
+    a.softcap = layer_.softcap;
+    a.window = layer_.window;
+    a.sinks = layer_.sinks;
+    a.items = layer_.items;
+    a.num_items = layer_.num_items;
+    a.merges = layer_.merges;
+    a.num_merges = layer_.num_merges;
+    a.parts = layer_.parts;
+    a.partial_rows = layer_.partial_rows;
+    a.threads = call_.threads;
+    return a;
+  }
+
+ private:
+  LinearCall of(const void* x, int64_t in_features) const {
+    LinearCall linear{};
+    linear.x = x;
+    linear.x_stride = linear.in_features = in_features;
+    linear.num_rows = call_.num_tokens;
+    linear.type = linear.out_type = call_.cache.type;
+    linear.format = call_.format;
+    linear.threads = call_.threads;
+    return linear;
+  }
+
+  LinearCall normed(const float* weight) const {
+    LinearCall linear = of(call_.hidden, call_.hidden_size);
+    linear.norm_weight = weight;
+    linear.norm_eps = call_.norm_eps;
+    return linear;
+  }
+
+  // To the hidden states, which it leaves its sum in.
+  LinearCall added(const void* x, int64_t in_features) const {
+    LinearCall linear = of(x, in_features);
+    linear.residual = call_.hidden;
+    linear.residual_stride = call_.hidden_size;
+    return to(linear, call_.hidden, call_.hidden_size);
+  }
+
+  static LinearCall to(LinearCall linear, void* out, int64_t out_features) {
+    linear.out = out;
+    linear.out_stride = linear.out_features = out_features;
+    return linear;
+  }
+
+  const StackCall& call_;
+  const StackLayer& layer_;
+  const StackBuffers& buffers_;
+  const Sizes size_;
+};
 
 template <class T>
-void normalize(const StackCall& call) {
+void normalize(Team& team, const StackCall& call) {
   T* hidden = static_cast<T*>(call.hidden);
   const int64_t size = call.hidden_size;
-  parallel_pieces(call.num_tokens, 8, call.threads, [&](int64_t first, int64_t last) {
+  team.pieces(call.num_tokens, 8, [&](int64_t first, int64_t last) {
     for (int64_t t = first; t < last; t++)
       normalize_row(hidden + t * size, size, call.norm_eps, call.final_norm, hidden + t * size);
   });
+  team.barrier();
+}
+
+// One of the region's linear layers; its outputs are whole afterwards.
+void run_linear(Team& team, const LinearCall& call, const StackBuffers& buffers,
+                const Ahead& next) {
+  linear(team, call, buffers.room);
+  team.read_ahead(next);
+  team.barrier();
 }
 
 }  // namespace
 
-void run_stack(const StackCall& call) {
-  const int64_t element_size = call.cache.type == Type::BFloat16 ? 2 : 4;
-  const int64_t T = call.num_tokens, D = call.hidden_size;
-  const int64_t q_size = call.num_heads * call.cache.head_dim;
-  const int64_t qkv_size = q_size + 2 * call.cache.num_kv_heads * call.cache.head_dim;
-  const int64_t row = qkv_size + q_size + call.intermediate_size;
-  thread_local Scratch scratch;
-  Buffers buffers{};
-  buffers.qkv = scratch.get<char>(T * row * element_size);
-  buffers.attended = buffers.qkv + T * qkv_size * element_size;
-  buffers.gated = buffers.attended + T * q_size * element_size;
-  const LinearCall plain = base_linear(call);
-  LinearCall residual = plain;
-  residual.residual = call.hidden;
-  residual.residual_stride = D;
+StackBuffers StackMemory::buffers(const StackCall& call, size_t room) {
+  const Sizes size(call);
+  const int64_t T = call.num_tokens, row = size.qkv() + size.q + call.intermediate_size;
+  StackBuffers buffers{};
+  buffers.qkv = activations_.get<char>(T * row * size.element);
+  buffers.attended = buffers.qkv + T * size.qkv() * size.element;
+  buffers.gated = buffers.attended + T * size.q * size.element;
+  size_t partials = 0;
   for (const StackLayer& layer : call.layers) {
-    LinearCall normed = plain;
-    normed.norm_weight = layer.attention_norm;
-    product(normed, call.hidden, D, layer.qkv, layer.qkv_bias, buffers.qkv, qkv_size);
-    attend(call, layer, buffers, element_size);
-    product(residual, buffers.attended, q_size, layer.out, layer.out_bias, call.hidden, D);
-    normed.norm_weight = layer.mlp_norm;
-    normed.gated = true;
-    product(normed, call.hidden, D, layer.gate_up, layer.gate_up_bias, buffers.gated,
-            call.intermediate_size);
-    product(residual, buffers.gated, call.intermediate_size, layer.down, layer.down_bias,
-            call.hidden, D);
+    const LayerCalls calls(call, layer, buffers);
+    for (const LinearCall& linear : {calls.qkv(), calls.out(), calls.gate_up(), calls.down()})
+      room = std::max(room, linear_room(linear));
+    partials = std::max(partials, partial_floats(calls.attention()));
   }
-  if (call.final_norm == nullptr) return;  // more layers follow, in another process
+  buffers.room = room_.get<char>(room);
+  buffers.partials = partials_.get<float>(partials);
+  return buffers;
+}
+
+void run_stack(Team& team, const StackCall& call, const StackBuffers& buffers, const Ahead& next) {
+  const size_t num_layers = call.layers.size();
+  for (size_t i = 0; i < num_layers; i++) {
+    const LayerCalls layer(call, call.layers[i], buffers);
+    const LinearCall out = layer.out(), gate_up = layer.gate_up(), down = layer.down();
+    run_linear(team, layer.qkv(), buffers, linear_ahead(team, out));
+    attention(team, layer.attention(), buffers.partials);
+    team.barrier();
+    run_linear(team, out, buffers, linear_ahead(team, gate_up));
+    run_linear(team, gate_up, buffers, linear_ahead(team, down));
+    const bool is_last = i + 1 == num_layers;
+    run_linear(team, down, buffers,
+               is_last ? next
+                       : linear_ahead(team, LayerCalls(call, call.layers[i + 1], buffers).qkv()));
+  }
+  if (call.final_norm == nullptr) return;
   if (call.cache.type == Type::BFloat16)
-    normalize<bf16>(call);
+    normalize<bf16>(team, call);
   else
-    normalize<float>(call);
+    normalize<float>(team, call);
+}
+
+void run_stack(const StackCall& call) {
+  thread_local StackMemory memory;
+  const StackBuffers buffers = memory.buffers(call, 0);
+  parallel_region(call.threads, [&](Team& team) { run_stack(team, call, buffers, {}); });
 }
 
 }  // namespace toka

@@ -1,12 +1,14 @@
 // All layers of a decoder in one call: RMS norm, attention, RMS norm, gated MLP, with residuals.
 //
-// One call per step leaves nothing between the kernels of a layer: no allocation, no dispatch.
+// One parallel region per step leaves nothing between the kernels of a layer: no allocation, no
+// dispatch, and a thread that waits for another reads ahead of the next layer's weights.
 #pragma once
 
 #include <vector>
 
 #include "attention.h"
 #include "linear.h"
+#include "scratch.h"
 
 namespace toka {
 
@@ -27,9 +29,9 @@ struct StackLayer {
 };
 
 struct StackCall {
-  void* hidden;  // [T, D]: in: embeddings; out: the sum of all layers, normalised
+  void* hidden;  // [T, D]: in: embeddings; out: the sum of all layers, normalised if there is a norm
   int64_t num_tokens, hidden_size, intermediate_size, num_heads;
-  const float* final_norm;
+  const float* final_norm;  // or null
   float norm_eps;
   Format format;  // of all linear layers
   CacheShape cache;
@@ -40,6 +42,25 @@ struct StackCall {
   int threads;
 };
 
+// What the layers of a step leave for one another.
+struct StackBuffers {
+  char *qkv, *attended, *gated;
+  void* room;       // of the linear layers
+  float* partials;  // of attention
+};
+
+class StackMemory {
+ public:
+  // Of the calling thread's step; `room` is what other linear layers of the region need.
+  StackBuffers buffers(const StackCall& call, size_t room);
+
+ private:
+  Scratch activations_, room_, partials_;
+};
+
+// All threads of a region call it; `hidden` is whole afterwards. `next` is what they read then.
+void run_stack(Team& team, const StackCall& call, const StackBuffers& buffers, const Ahead& next);
+// In a region of its own.
 void run_stack(const StackCall& call);
 
 }  // namespace toka

@@ -1,0 +1,70 @@
+// A single row times a packed weight: reading the weight is all that takes time.
+//
+// Every thread has a share of the panels, and reads it in as many streams as keep the memory busy.
+// A stream goes on from panel to panel until the share's end; a step takes one panel of each.
+#pragma once
+
+#include <algorithm>
+
+#include "epilogue.h"
+
+namespace toka {
+
+// What a waiting thread reads ahead of the next layer: a part of its L2 cache.
+constexpr int64_t AHEAD_BYTES = 96 * 1024;
+
+class PanelShare {
+ public:
+  PanelShare(const LinearCall& call, int owner, int num_threads) {
+    const int64_t panels = num_panels(call.out_features, false);
+    first_ = owner * panels / num_threads;
+    size_ = (owner + 1) * panels / num_threads - first_;
+    steps_ = round_up(size_, PANELS_AT_ONCE) / PANELS_AT_ONCE;
+  }
+
+  int64_t steps() const { return steps_; }
+  // Panels (of one half) of a step: panel(step), and others at the same distance.
+  int64_t panel(int64_t step) const { return first_ + step; }
+  int64_t distance() const { return steps_; }
+  int64_t streams(int64_t step) const { return (size_ - step + steps_ - 1) / steps_; }
+
+ private:
+  int64_t first_, size_, steps_;
+};
+
+// Calls f(Rows<n>()) with n = streams, 1 <= streams <= PANELS_AT_ONCE.
+template <class Function, int P = PANELS_AT_ONCE>
+TOKA_INLINE void with_streams(int64_t streams, Function&& f) {
+  if constexpr (P == 1) {
+    f(Rows<1>());
+  } else {
+    if (streams == P)
+      f(Rows<P>());
+    else
+      with_streams<Function, P - 1>(streams, static_cast<Function&&>(f));
+  }
+}
+
+// Makes all outputs: multiply(panel, distance, sums) adds up P panels that are `distance` bytes apart,
+// sums being F[P][2].
+template <class T, class Out, class Multiply>
+void single_row(Team& team, const LinearCall& call, int64_t panel_bytes, Multiply&& multiply) {
+  const int64_t bytes = panel_bytes * (call.gated ? 2 : 1);
+  const char* packed = static_cast<const char*>(call.packed);
+  const Epilogue<T, Out> epilogue{call};
+  const auto share_of = [&](int owner) { return PanelShare(call, owner, team.size()); };
+  team.shares([&](int owner) { return share_of(owner).steps(); }, [&](int owner, int64_t step) {
+    const PanelShare share = share_of(owner);
+    const int64_t panel = share.panel(step), distance = share.distance();
+    with_streams(share.streams(step), [&](auto streams) TOKA_ALWAYS {
+      constexpr int P = decltype(streams)::value;
+      F sums[2][P][2];
+      multiply(packed + panel * bytes, distance * bytes, sums[0]);
+      if (call.gated) multiply(packed + panel * bytes + panel_bytes, distance * bytes, sums[1]);
+      for (int i = 0; i < P; i++)
+        epilogue(sums[0][i], call.gated ? sums[1][i] : nullptr, 1, 0, (panel + i * distance) * NR);
+    });
+  });
+}
+
+}  // namespace toka

@@ -1,0 +1,148 @@
+// The threads of a parallel region: how they divide work, wait for one another, and read ahead
+// while they wait.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <thread>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace toka {
+
+// Memory that a thread is going to read: runs of `bytes` each, `distance` bytes apart.
+struct Ahead {
+  const char* start = nullptr;
+  int64_t distance = 0;
+  int64_t runs = 0;
+  int64_t bytes = 0;
+};
+
+// One thread's view of a parallel region. All its threads make the same calls in the same order, up
+// to PHASES of them that divide work between two barriers.
+class Team {
+ public:
+  static constexpr int PHASES = 4;
+  static constexpr int MAX_THREADS = 256;
+
+  // What a thread's share of each phase has come to. Those of one interval between barriers are made
+  // ready for the next but one by their owner, when all have left it.
+  struct alignas(64) Seat {
+    std::atomic<int64_t> next[2][PHASES] = {};
+  };
+  struct Shared {
+    alignas(64) std::atomic<int> num_arrived{0};
+    alignas(64) std::atomic<uint32_t> generation{0};
+    Seat* seats = nullptr;
+  };
+
+  Team(Shared& shared, int rank, int size) : shared_(shared), rank_(rank), size_(size) {}
+
+  int rank() const { return rank_; }
+  int size() const { return size_; }
+
+  // Runs body(first, last) over [0, count) in pieces of `grain`, each by whichever thread is free: a
+  // thread that the system takes away does not hold up the others.
+  template <class Body>
+  void pieces(int64_t count, int64_t grain, Body&& body) {
+    std::atomic<int64_t>& next = shared_.seats[0].next[parity_][phase_++];
+    for (;;) {
+      const int64_t first = next.fetch_add(grain, std::memory_order_relaxed);
+      if (first >= count) break;
+      body(first, first + grain < count ? first + grain : count);
+    }
+  }
+
+  // Runs body(i, next) for each i below `count`, as `pieces` does one at a time. `next` is what the
+  // thread will do afterwards; -1 if nothing, or if it is not to be decided before (`ahead`).
+  template <class Body>
+  void each(int64_t count, bool ahead, Body&& body) {
+    std::atomic<int64_t>& next = shared_.seats[0].next[parity_][phase_++];
+    const auto take = [&] { return next.fetch_add(1, std::memory_order_relaxed); };
+    for (int64_t i = take(); i < count;) {
+      const int64_t following = ahead ? take() : -1;
+      body(i, following < count ? following : -1);
+      i = ahead ? following : take();
+    }
+  }
+
+  // Runs body(owner, step) for each step below steps_of(owner) of every thread's share. A thread takes
+  // its own in order, then what others have not come to.
+  template <class StepsOf, class Body>
+  void shares(StepsOf&& steps_of, Body&& body) {
+    const int phase = phase_++;
+    for (int i = 0; i < size_; i++) {
+      const int owner = rank_ + i < size_ ? rank_ + i : rank_ + i - size_;
+      const int64_t count = steps_of(owner);
+      std::atomic<int64_t>& next = shared_.seats[owner].next[parity_][phase];
+      while (next.load(std::memory_order_relaxed) < count) {
+        const int64_t step = next.fetch_add(1, std::memory_order_relaxed);
+        if (step < count) body(owner, step);
+      }
+    }
+  }
+
+  // From now on this thread brings `ahead` into its cache while it waits.
+  void read_ahead(const Ahead& ahead) {
+    ahead_ = ahead;
+    num_read_ = 0;
+  }
+
+  // Everything that any thread did before is seen by all after.
+  void barrier() {
+    if (size_ > 1) {
+      const uint32_t generation = shared_.generation.load(std::memory_order_relaxed);
+      if (shared_.num_arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
+        shared_.num_arrived.store(0, std::memory_order_relaxed);
+        shared_.generation.store(generation + 1, std::memory_order_release);
+      } else {
+        wait(generation);
+      }
+    }
+    for (std::atomic<int64_t>& next : shared_.seats[rank_].next[parity_])
+      next.store(0, std::memory_order_relaxed);
+    parity_ ^= 1;
+    phase_ = 0;
+  }
+
+ private:
+  static constexpr int SPINS = 1000;  // some tens of microseconds; then others may have the core
+  static constexpr int64_t BYTES_AT_ONCE = 256;
+
+  bool passed(uint32_t generation) const {
+    return shared_.generation.load(std::memory_order_acquire) != generation;
+  }
+
+  __attribute__((noinline)) void wait(uint32_t generation) {
+    for (; num_read_ < ahead_.bytes; num_read_ += BYTES_AT_ONCE) {
+      if (passed(generation)) return;
+      for (int64_t run = 0; run < ahead_.runs; run++)
+        for (int64_t line = 0; line < BYTES_AT_ONCE; line += 64)
+          __builtin_prefetch(ahead_.start + run * ahead_.distance + num_read_ + line, 0, 2);
+    }
+    for (int i = 0; !passed(generation); i++) {
+      if (i < SPINS)
+        pause();
+      else
+        std::this_thread::yield();
+    }
+  }
+
+  static void pause() {
+#if defined(__x86_64__)
+    _mm_pause();
+#elif defined(__aarch64__)
+    asm volatile("isb");
+#endif
+  }
+
+  Shared& shared_;
+  const int rank_, size_;
+  int parity_ = 0, phase_ = 0;
+  Ahead ahead_;
+  int64_t num_read_ = 0;  // of each of its runs
+};
+
+}  // namespace toka

@@ -266,3 +266,27 @@ def test_fake_tensors_have_the_shapes(kernels: Kernels) -> None:
         (x, packed, 8, False, None, None, 0.0, None, True, *INT8.arguments),
         test_utils=("test_schema", "test_faketensor"),
     )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("weight_format", [None, INT8, INT8_WEIGHTS, INT4_WEIGHTS[0]])
+def test_rows_do_not_depend_on_the_number_of_threads(
+    kernels: Kernels, dtype: torch.dtype, weight_format: WeightFormat | None
+) -> None:
+    """Shares of panels, the streams within them and barriers do; there are fewer panels than
+    threads, too."""
+    before = torch.get_num_threads()
+    options = {} if weight_format is None else {"weight_format": weight_format}
+    try:
+        for out_features in (40, 700):
+            weight = draw(out_features, out_features, 200).to(dtype)
+            linear = PackedLinear(kernels, weight, None, **options)
+            for rows in (1, 3):
+                x = draw(rows, rows, 200).to(dtype)
+                outputs = []
+                for num_threads in (1, 2, 3, 5):
+                    torch.set_num_threads(num_threads)
+                    outputs.append(linear(x))
+                assert all(torch.equal(outputs[0], other) for other in outputs[1:])
+    finally:
+        torch.set_num_threads(before)

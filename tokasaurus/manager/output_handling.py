@@ -306,7 +306,8 @@ def _top(
 
 def _passes(step: StepInFlight, output: StepOutput) -> np.ndarray:
     """int32[R, S]: the tokens of each pass. Raises ProtocolError if they answer no such step."""
-    passes = np.atleast_2d(output.token_ids)
+    token_ids = output.token_ids
+    passes = token_ids if token_ids.ndim == 2 else token_ids.reshape(1, -1)
     num_passes, num_rows = passes.shape
     is_due = output.step_id == step.step_id and num_rows == step.row_slots.size
     if is_due and 1 <= num_passes <= step.max_passes:

@@ -45,6 +45,8 @@ class WorkerLoop:
         self._wait_seconds = 0.0
         self._last_finished = 0.0
         self._shutting_down = False
+        self._is_awaited = False
+        """Something waits that ends a lease, as of the last look."""
 
     def run(self) -> None:
         """Steps that have been launched are answered before this returns."""
@@ -81,13 +83,21 @@ class WorkerLoop:
     def _launch(self, step: StepInput) -> _Launched:
         started, waited = time.perf_counter(), self._wait_seconds
         self._wait_seconds = 0.0
+        if step.max_passes > 1:
+            self._look()  # and from then on only when more has come
         return _Launched(self._runner.execute(step, self._goes_on), started, waited)
 
     def _goes_on(self) -> bool:
         """Whether nothing has come that ends a lease. What only decodes waits for its turn."""
+        if self._inbox.may_have_more():
+            self._look()
+        return not self._is_awaited
+
+    def _look(self) -> None:
         for message in self._inbox.drain():
             self._accept(message)
-        return not self._shutting_down and not any(step.changes_batch for step in self._steps)
+        changes = any(step.changes_batch for step in self._steps)
+        self._is_awaited = changes or self._shutting_down
 
     def _finish_in_flight(self) -> None:
         launched, self._in_flight = self._in_flight, None

@@ -4,13 +4,14 @@ import numpy as np
 
 
 class SlotStopTokens:
-    """Counts, per token, the slots that stop at it, so that few rows are looked at closely."""
+    """Knows what any slot stops at, so that few draws are looked at closely: between two passes
+    nothing is in a CPU's caches, and each look costs."""
 
     def __init__(self, vocab_size: int) -> None:
         self._vocab_size = vocab_size
-        self._counts = np.zeros(vocab_size + 2, np.int32)
-        # A row that could not draw has token -1 or -2, which reads the last two.
-        self._counts[-2:] = 1
+        # A row that could not draw has token -1 or -2.
+        self._num_slots: dict[int, int] = {-1: 1, -2: 1}
+        """By token: how many slots stop at it."""
         self._by_slot: dict[int, frozenset[int]] = {}
 
     def set(self, slot: int, token_ids: tuple[int, ...]) -> None:
@@ -19,18 +20,20 @@ class SlotStopTokens:
         inside = frozenset(i for i in token_ids if 0 <= i < self._vocab_size)
         if inside:
             self._by_slot[slot] = inside
-            self._counts[list(inside)] += 1
+        for token_id in inside:
+            self._num_slots[token_id] = self._num_slots.get(token_id, 0) + 1
 
     def remove(self, slot: int) -> None:
         """Nothing is at `slot` any more."""
-        if (before := self._by_slot.pop(slot, None)) is not None:
-            self._counts[list(before)] -= 1
+        for token_id in self._by_slot.pop(slot, ()):
+            self._num_slots[token_id] -= 1
+            if not self._num_slots[token_id]:
+                del self._num_slots[token_id]
 
     def any_end(self, slots: np.ndarray, token_ids: np.ndarray) -> bool:
         """Whether a slot has drawn one of its stop tokens, or could not draw."""
-        may_end = self._counts[token_ids]
-        if not may_end.any():
+        drawn = token_ids.tolist()
+        if self._num_slots.keys().isdisjoint(drawn):
             return False
-        rows = may_end.nonzero()[0]
-        drawn = zip(slots[rows].tolist(), token_ids[rows].tolist(), strict=True)
-        return any(t < 0 or t in self._by_slot.get(slot, ()) for slot, t in drawn)
+        rows = zip(slots.tolist(), drawn, strict=True)
+        return any(t < 0 or t in self._by_slot.get(slot, ()) for slot, t in rows)

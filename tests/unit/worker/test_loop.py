@@ -68,6 +68,9 @@ class TrickledInbox:
     def drain(self) -> list[ToWorker]:
         return self._batches.pop(0) if self._batches else []
 
+    def may_have_more(self) -> bool:
+        return bool(self._batches)
+
     def close(self) -> None: ...
 
 
@@ -132,14 +135,14 @@ PREFILLING = StepInput(step_id=1, prefill_slots=np.array([0], np.int32))
 
 @pytest.mark.parametrize("change", [FREEING, PREFILLING])
 def test_what_changes_the_batch_ends_a_lease(change: StepInput) -> None:
-    batches: list[list[ToWorker]] = [[lease(0)], [change], [], [Shutdown()]]
+    batches: list[list[ToWorker]] = [[lease(0)], [], [change], [], [Shutdown()]]
     events, _ = run(batches, overlap=False)
     assert events == ["launch 0", "again 0", "read 0", "launch 1", "read 1"]
 
 
 def test_a_lease_that_waits_behind_makes_way_at_once() -> None:
     change = msgspec.structs.replace(FREEING, step_id=2)
-    events, _ = run([[lease(0), lease(1), change], [], [Shutdown()]], overlap=False)
+    events, _ = run([[lease(0), lease(1), change], [], [], [], [Shutdown()]], overlap=False)
     assert events == [f"{verb} {i}" for i in range(3) for verb in ("launch", "read")]
 
 
@@ -150,6 +153,6 @@ def test_what_decodes_on_waits_for_the_end_of_a_lease() -> None:
 
 
 def test_a_lease_that_is_told_to_shut_down_is_answered() -> None:
-    events, outputs = run([[lease(0)], [Shutdown()]], overlap=False)
+    events, outputs = run([[lease(0)], [], [Shutdown()]], overlap=False)
     assert events == ["launch 0", "again 0", "read 0"]
     assert len(outputs) == 1

@@ -269,18 +269,17 @@ def test_fake_tensors_have_the_shapes(kernels: Kernels) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("weight_format", [None, INT8, INT8_WEIGHTS, INT4_WEIGHTS[0]])
+@pytest.mark.parametrize("weight_format", [WeightFormat(), *FORMATS[:3]])
 def test_rows_do_not_depend_on_the_number_of_threads(
-    kernels: Kernels, dtype: torch.dtype, weight_format: WeightFormat | None
+    kernels: Kernels, dtype: torch.dtype, weight_format: WeightFormat
 ) -> None:
     """Shares of panels, the streams within them and barriers do; there are fewer panels than
     threads, too."""
     before = torch.get_num_threads()
-    options = {} if weight_format is None else {"weight_format": weight_format}
     try:
         for out_features in (40, 700):
             weight = draw(out_features, out_features, 200).to(dtype)
-            linear = PackedLinear(kernels, weight, None, **options)
+            linear = PackedLinear(kernels, weight, None, weight_format=weight_format)
             for rows in (1, 3):
                 x = draw(rows, rows, 200).to(dtype)
                 outputs = []

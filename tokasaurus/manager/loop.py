@@ -72,6 +72,8 @@ class Manager:
         """One loop iteration; waits so long for a message, since only messages change anything."""
         for message in self._receive(timeout_seconds):
             self._handle(message)
+        if not self.engine.num_steps_in_flight:
+            self._last_output = self._clock()  # what is sent now is owed from now on
         while (step := self.engine.schedule()) is not None:
             for outbox in self._worker_outboxes:
                 outbox.send(step)
@@ -147,7 +149,6 @@ class Manager:
 
     def _watch_worker(self, now: float) -> None:
         if not self.engine.num_steps_in_flight:
-            self._last_output = now
             return
         silence = now - self._last_output
         limit = self._settings.step_timeout_seconds

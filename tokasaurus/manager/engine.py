@@ -147,9 +147,11 @@ class Engine:
         return step_input
 
     def _ends_leases(self) -> bool:
-        """Whether a step beyond those in flight is due: the last of them is a lease, and ends as
-        soon as the worker has one that changes the batch."""
-        if len(self._in_flight) > self._max_in_flight or self._in_flight[-1].max_passes == 1:
+        """Whether a step beyond those in flight is due: one of them is a lease, and ends as soon
+        as the worker has a step that changes the batch."""
+        if len(self._in_flight) > self._max_in_flight:
+            return False
+        if all(step.max_passes == 1 for step in self._in_flight):
             return False
         self._onboarder.onboard()
         return bool(self.running.prefilling or self.running.freed_slots)

@@ -105,6 +105,25 @@ def test_an_arrival_gets_a_step_behind_the_leases() -> None:
     harness.check_empty()
 
 
+def test_an_arrival_gets_a_step_behind_a_lease_and_a_single_step() -> None:
+    harness = lending()
+    harness.submit(make_request(0, [1, 2, 3], 100), make_request(1, [4], 20))
+    while not lease_lens(harness):
+        harness.tick()
+    harness.tick(0)
+    assert harness.engine.num_steps_in_flight == 2
+    assert [step.max_passes for step in harness.steps[-2:]] == [16, 1]
+    num_steps = len(harness.steps)
+    harness.submit(make_request(2, [7, 8], 5))
+    harness.tick(0)
+    harness.tick(0)
+    assert len(harness.steps) == num_steps + 1
+    assert harness.steps[-1].prefill_slots.size == 1
+    harness.run()
+    harness.check_tokens()
+    harness.check_empty()
+
+
 def test_a_cancelled_row_makes_the_lease_end() -> None:
     harness = lending()
     harness.submit(make_request(0, [1, 2, 3], 100), make_request(1, [4], 100))

@@ -22,7 +22,7 @@ class Loads:
     num_tokens: np.ndarray
     """Tokens in the KV cache when it starts to decode (or now, if it decodes)."""
     starts: np.ndarray
-    """Step after which its tokens grow; 0 if it decodes."""
+    """Step after which its tokens grow; 0 if it decodes and has not been lent any."""
     ends: np.ndarray
     """Last step at which it holds its blocks; at least `starts`."""
     num_tree_blocks: np.ndarray

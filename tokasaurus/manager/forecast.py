@@ -95,10 +95,16 @@ class Forecast:
         seated = np.flatnonzero(slots.is_seated)
         # A lease that ended early leaves blocks for tokens to come: they count as begun.
         least = slots.capacity[seated] - self._running.page_size + 1
-        num_tokens = np.maximum(slots.num_scheduled[seated], least).astype(np.int64)
-        starts = np.zeros(seated.size, np.int64)
+        num_scheduled = slots.num_scheduled[seated]
+        num_tokens = np.maximum(num_scheduled, least).astype(np.int64)
+        num_in_flight = (slots.num_drawn[seated] - slots.num_known[seated]).astype(np.int64)
+        # Whoever is let in now ends the leases: what they hold beyond single steps is still to run.
+        num_lent = np.maximum(num_in_flight - self._end_lag, 0)
+        starts = num_lent + (num_tokens - num_scheduled)
         row_of = np.zeros(slots.num_slots, np.intp)
         row_of[seated] = np.arange(seated.size)
+        ends = num_lent + self._end_lag + self._num_steps_to_come(seated, num_in_flight)
+        is_waiting = ~slots.is_decoding[seated]
         prefilling = np.fromiter(self._running.prefilling, np.intp)
         if prefilling.size:
             rows = row_of[prefilling]
@@ -109,19 +115,11 @@ class Forecast:
             num_left = num_initial - matched
             num_tokens[rows] = num_initial
             starts[rows] = prefill_finish_times(num_left, self._prefill_rate)
+            ends[rows] += starts[rows] - 1  # the last chunk of a prefill draws a token
+            is_waiting[rows] = False
             self._num_backlog_tokens = int(num_left.sum())
-        num_steps = self._predict(
-            slots.kinds[seated],
-            slots.num_drawn[seated] - slots.num_prompt_tokens[seated],
-            slots.max_num_tokens[seated] - slots.num_prompt_tokens[seated],
-            slots.quantiles[seated],
-            slots.prompt_keys[seated],
-        )
-        num_steps[row_of[prefilling]] -= 1  # the last chunk of a prefill draws a token
-        ends = starts + num_steps + self._end_lag
-        is_waiting = ~slots.is_decoding[seated]
-        is_waiting[row_of[prefilling]] = False
-        ends[is_waiting] = 0
+        ends[is_waiting] = num_in_flight[is_waiting]
+        starts = np.minimum(starts, ends)
         num_tree_blocks = slots.num_tree_blocks[seated].astype(np.int64)
         return Loads(
             num_tokens=num_tokens,
@@ -130,6 +128,25 @@ class Forecast:
             num_tree_blocks=num_tree_blocks,
             num_owned_blocks=self._owners.assign(slots.block_table, seated, num_tree_blocks, ends),
         )
+
+    def _num_steps_to_come(self, seated: np.ndarray, num_in_flight: np.ndarray) -> np.ndarray:
+        """int64[N]: tokens that each of these slots still draws after those in flight.
+
+        Predictions go by the outputs that are known: nobody has seen yet whether one of those in
+        flight is the last.
+        """
+        slots = self._running.slots
+        num_known = slots.num_known[seated] - slots.num_prompt_tokens[seated]
+        max_outputs = slots.max_num_tokens[seated] - slots.num_prompt_tokens[seated]
+        num_steps = self._predict(
+            slots.kinds[seated],
+            num_known,
+            max_outputs,
+            slots.quantiles[seated],
+            slots.prompt_keys[seated],
+        )
+        least = np.clip(max_outputs - num_known - num_in_flight, 0, 1)
+        return np.maximum(num_steps - num_in_flight, least)
 
     def _candidate_loads(self, matches: list[PrefixMatch]) -> Loads:
         sequences = [match.sequence for match in matches]

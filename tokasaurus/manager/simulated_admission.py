@@ -80,7 +80,7 @@ class SimulateFuture:
         self._num_running = max(1, running.num_running)
         running.refresh_decode_slots()
         decode_slots = running.decode_slots
-        num_outputs = slots.num_drawn[decode_slots] - slots.num_prompt_tokens[decode_slots]
+        num_outputs = slots.num_known[decode_slots] - slots.num_prompt_tokens[decode_slots]
         kinds = slots.kinds[decode_slots]
         prompts = slots.prompt_keys[decode_slots]
         self._curves = {

@@ -5,6 +5,7 @@ import pytest
 
 from tests.unit.manager.harness import Harness, make_request
 from tokasaurus.manager.block_usage import usage_at
+from tokasaurus.manager.forecast import Forecast
 from tokasaurus.manager.running_set import PrefixMatch, RunningSet
 from tokasaurus.manager.sequence import Sequence
 from tokasaurus.manager.settings import ManagerSettings
@@ -145,3 +146,88 @@ def test_a_sequence_admitted_alone_is_foreseen() -> None:
     running.onboard(matches[:1])
     policy.settle(sequences[:1])
     assert not policy.admits(running, [running.match(sequences[1])])
+
+
+def lent(num_outputs: int, *, known: int = 0, num_passes: int = 16) -> Harness:
+    """A harness with two leases in flight, of a request of so many outputs.
+
+    Others of its kind have all ended after `known` outputs. Leases end after `num_passes`.
+    """
+    harness = Harness(num_blocks=400, page_size=4, repeats=True)
+    harness.passes_of_lease = lambda step: min(num_passes, step.max_passes)
+    policy = harness.engine.policy
+    assert isinstance(policy, SimulateFuture)
+    request = make_request(0, [0, 1, 2], num_outputs, stop=(77,))
+    kind = Sequence.from_request(request, arrival=0).kind
+    for prompt in range(2000 if known else 0):
+        policy._predictor.observe(kind, prompt, known, is_stop=True)
+    harness.submit(request)
+    while not any(step.max_passes > 1 for step in harness.steps):
+        harness.tick()
+    harness.tick(0)
+    assert [step.max_passes > 1 for step in harness.steps[-2:]] == [True, True]
+    assert harness.engine.num_steps_in_flight == 2
+    return harness
+
+
+def forecast_of(harness: Harness) -> Forecast:
+    policy = harness.engine.policy
+    assert isinstance(policy, SimulateFuture)
+    return policy.forecast(harness.engine.running)
+
+
+def in_flight_of(harness: Harness) -> int:
+    return harness.engine.running.slots.num_tokens_in_flight(0)
+
+
+def test_what_is_lent_is_still_to_run() -> None:
+    """Who comes now ends the leases: a sequence lives as long from its known tokens on as it would
+    without them, and its blocks grow when it has filled those that it has."""
+    harness = lent(100)
+    slots = harness.engine.running.slots
+    num_in_flight = in_flight_of(harness)
+    assert num_in_flight > 25
+    loads = forecast_of(harness).loads
+    num_known = int(slots.num_known[0]) - 3
+    assert loads.ends.tolist() == [100 - num_known]
+    assert loads.starts.tolist() == [
+        num_in_flight - 1 + int(loads.num_tokens[0]) - slots.num_scheduled[0]
+    ]
+    num_at_end = int(loads.num_tokens[0] + loads.ends[0] - loads.starts[0])
+    assert num_at_end == 3 + 100 - 1 + 1, "all its tokens, and the step that blocks come back after"
+
+
+def test_a_row_that_rests_holds_its_blocks_until_its_leases_have_run() -> None:
+    harness = lent(28)
+    running = harness.engine.running
+    assert running.num_waiting_for_tokens == 1
+    num_in_flight = in_flight_of(harness)
+    assert num_in_flight > 20
+    forecast = forecast_of(harness)
+    assert forecast.loads.ends.tolist() == [num_in_flight]
+    assert usage_at(forecast.loads, _TIMES, 4)[num_in_flight] == running.blocks.num_in_use
+
+
+def test_blocks_left_by_a_lease_are_not_more_than_a_sequence_can_fill() -> None:
+    harness = lent(60, num_passes=1)
+    harness.submit(make_request(1, [1] * 4, 90, wants_every_token=True))
+    num_left = []
+    while len(harness.finished) < 1:
+        harness.tick()
+        running = harness.engine.running
+        if running.slots.is_decoding[0]:
+            loads = forecast_of(harness).loads
+            num_at_end = int((loads.num_tokens + loads.ends - loads.starts)[0])
+            num_left.append(int(running.slots.capacity[0] - running.slots.num_scheduled[0]))
+            assert num_at_end <= 63 + 1
+    assert max(num_left) > 8
+    harness.run()
+
+
+def test_tokens_in_flight_are_not_survived() -> None:
+    """All of a kind have ended after 20 outputs: one of which 5 are known is not beyond that."""
+    harness = lent(200, known=20)
+    known = int(harness.engine.running.slots.num_known[0]) - 3
+    assert known < 20 < known + in_flight_of(harness)
+    loads = forecast_of(harness).loads
+    assert loads.ends.tolist() == [in_flight_of(harness) + 1]

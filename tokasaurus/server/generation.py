@@ -18,6 +18,9 @@ from tokasaurus.tokenization.stop_strings import StopMatcher
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
+_WITHOUT_SCORES = ("cancelled", "error")
+"""Ends of which nobody is told what the prompt's scores are."""
+
 
 class TokenLogprob(NamedTuple):
     """Log-probability of a token, and of the most likely ones in its place, in order."""
@@ -43,6 +46,7 @@ class Generation:
         "_detokenizer",
         "_logprobs",
         "_matcher",
+        "_num_scores",
         "_num_taken_tokens",
         "_stop_ids",
         "_texts",
@@ -88,8 +92,9 @@ class Generation:
         self.cumulative_logprob = 0.0
         """Of `output_ids`, if the request asked for log-probabilities."""
         self.prompt_logprobs = prompt_logprobs
-        """Of the prompt's tokens from the second on, once the first output token is there: the
-        sample that scores it is the prompt's first, which no other overtakes."""
+        """Of the prompt's tokens from the second on, as far as the sample that scores it, the
+        prompt's first, has come."""
+        self._num_scores = 0 if params.prompt_logprobs is None else len(request.prompt_ids) - 1
         self.embedding: np.ndarray | None = None
         """float32[D], not normalised: what a request with `pooling` ends with."""
         self.finish_reason: FinishReason | None = None
@@ -129,6 +134,14 @@ class Generation:
     def has_news(self) -> bool:
         """Something that a client sees is there to be taken."""
         return bool(self._texts or self._logprobs) or self.finish_reason is not None
+
+    @property
+    def awaits_scores(self) -> bool:
+        """Its news would be without scores of its prompt that another sample still computes."""
+        return (
+            len(self.prompt_logprobs) < self._num_scores
+            and self.finish_reason not in _WITHOUT_SCORES
+        )
 
     @property
     def num_prompt_tokens(self) -> int:

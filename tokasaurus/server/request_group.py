@@ -23,6 +23,8 @@ class RequestGroup:
         self._stream = stream
         self._cancel = cancel
         self._ready: dict[int, Generation] = {}
+        self._unscored: dict[int, Generation] = {}
+        """Would be ready, but that another sample has not scored their prompt to its end."""
         self._num_unfinished = 0
         self._waiter: asyncio.Future[None] | None = None
         self._listener: Listener | None = None
@@ -102,7 +104,16 @@ class RequestGroup:
             if not self._num_unfinished and self._deadline is not None:
                 self._deadline.cancel()
         if finished or (self._stream and generation.has_news):
-            self._ready[generation.index] = generation
+            news = self._unscored if generation.awaits_scores else self._ready
+            news[generation.index] = generation
+        if self._unscored:
+            self._let_scored_go()
+
+    def _let_scored_go(self) -> None:
+        """Those whose prompts are scored are ready; all are when nothing more can come."""
+        for index, generation in list(self._unscored.items()):
+            if not generation.awaits_scores or self.has_finished:
+                self._ready[index] = self._unscored.pop(index)
 
     def wake(self) -> Write | None:
         """The client's: let the waiter or listener see what was noted. What is returned, it calls

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from tests.unit.server.manager_double import ManagerDouble
 from tests.unit.server.tiny_server import ANSWER, ANSWER_IDS, TOKENIZER, TinyServer, run
 from tokasaurus.server.structured_output import StructuredOutput
 
@@ -205,11 +206,33 @@ def test_tokens_as_ids() -> None:
     run(check)
 
 
+def let_scorers_run_last(manager: ManagerDouble) -> None:
+    tick = manager.tick
+
+    def tick_others_first() -> None:
+        scorers = {
+            i: run
+            for i, run in manager.running.items()
+            if run.request.sampling.num_prompt_logprobs >= 0
+        }
+        if len(scorers) == len(manager.running):
+            tick()
+            return
+        manager.running = {i: r for i, r in manager.running.items() if i not in scorers}
+        tick()
+        manager.running |= scorers
+
+    manager.tick = tick_others_first
+
+
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_prompt_is_scored_once_for_all_its_samples(stream: bool) -> None:
-    body = {"prompt": ["The", "It"], "max_tokens": 2, "n": 3, "echo": True, "logprobs": 1}
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_prompt_is_scored_once_for_all_its_samples(stream: bool, is_late: bool) -> None:
+    body = {"prompt": ["The fox", "It jumps"], "max_tokens": 9, "n": 3, "echo": True, "logprobs": 1}
 
     async def check(server: TinyServer) -> None:
+        if is_late:
+            let_scorers_run_last(server.manager)
         scored: dict[int, Any] = {}
         replies = await server.stream(PATH, body) if stream else [await server.complete(**body)]
         for choice in [choice for reply in replies for choice in reply["choices"]]:

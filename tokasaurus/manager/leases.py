@@ -30,8 +30,8 @@ class LeasePlanner:
         self._num_measured = 0
         """Rows that it had."""
         self._seen_slots: np.ndarray | None = None
-        self._is_allowed = False
-        """Nobody waits for single tokens of these."""
+        self._num_single_tokens: np.ndarray | None = None
+        """Of these, `Sequence.num_single_tokens`; None if nobody waits for single ones."""
 
     def observe(self, num_rows: int, num_passes: int, seconds: float) -> None:
         """A step that only decodes took so long."""
@@ -58,8 +58,12 @@ class LeasePlanner:
     def _allows(self, decode_slots: np.ndarray) -> bool:
         if decode_slots is not self._seen_slots:
             self._seen_slots = decode_slots
-            self._is_allowed = not self._running.slots.needs_single_passes[decode_slots].any()
-        return self._is_allowed
+            num_single = self._running.slots.num_single_tokens[decode_slots]
+            self._num_single_tokens = num_single if num_single.any() else None
+        if self._num_single_tokens is None:
+            return True
+        num_drawn = self._running.slots.num_drawn[decode_slots]
+        return not (num_drawn < self._num_single_tokens).any()
 
     def _num_new_blocks(self, decode_slots: np.ndarray, num_passes: int) -> int:
         slots, page_size = self._running.slots, self._running.page_size

@@ -68,8 +68,9 @@ class Sequence:
     """In (0, 1), and spread evenly over any sequences that came one after the other."""
     is_cacheable: bool = field(init=False)
     """Prompt log-probabilities and means need every prompt token computed."""
-    needs_single_passes: bool = field(init=False)
-    """Somebody waits for each of its tokens, or the worker does more than draw them."""
+    num_single_tokens: int = field(init=False)
+    """Until it has so many, prompt included, somebody waits for each of them, or the worker does
+    more than draw them."""
 
     def __post_init__(self) -> None:
         request = self.request
@@ -78,7 +79,13 @@ class Sequence:
         self.quantile = (self.arrival * _GOLDEN_RATIO + 0.5) % 1.0
         scores_prompt = request.sampling.num_prompt_logprobs >= 0
         self.is_cacheable = not scores_prompt and request.pooling != "mean"
-        self.needs_single_passes = request.wants_every_token or not request.sampling.is_plain
+        sampling = request.sampling
+        if request.wants_every_token or not sampling.is_plain:
+            self.num_single_tokens = self.max_num_tokens
+        elif sampling.min_tokens > 0 and sampling.banned_until_min_tokens:
+            self.num_single_tokens = self.num_prompt_tokens + sampling.min_tokens
+        else:
+            self.num_single_tokens = 0
 
     @classmethod
     def from_request(

@@ -44,7 +44,7 @@ class SlotTable:
         """The newest known output."""
         self.num_logprobs = np.full(num_slots, -1, np.int32)
         """`num_top_logprobs` of the request."""
-        self.needs_single_passes = np.zeros(num_slots, bool)
+        self.num_single_tokens = np.zeros(num_slots, np.int32)
         self.block_table = np.zeros((num_slots, max_blocks), np.int32)
         self._block_tokens = np.zeros((num_blocks, page_size), np.int32)
         """Outputs at the places where their KV is."""
@@ -66,7 +66,7 @@ class SlotTable:
         requests = [sequence.request for sequence in sequences]
         self.request_ids[slots] = [request.request_id for request in requests]
         self.num_logprobs[slots] = [request.sampling.num_top_logprobs for request in requests]
-        self.needs_single_passes[slots] = [s.needs_single_passes for s in sequences]
+        self.num_single_tokens[slots] = [s.num_single_tokens for s in sequences]
         num_tokens = [sequence.token_ids.size for sequence in sequences]
         self.num_known[slots] = self.num_drawn[slots] = num_tokens
         self.num_scheduled[slots] = 0

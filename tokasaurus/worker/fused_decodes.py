@@ -25,7 +25,7 @@ class FusedDecodes:
         self._is_known = False
         """The decoding slots and their parameters are those of the last step that ran here."""
         self._has_ended = False
-        """A row has drawn a stop token, and the manager has not freed any slot since."""
+        """A row of a lease has drawn a stop token, and the manager has not freed any slot since."""
 
     def run(self, step: StepInput, last_tokens: np.ndarray, goes_on: GoesOn) -> np.ndarray | None:
         """int32[D]: tokens that the step draws, which the next step overwrites, or those of its

@@ -55,6 +55,7 @@ def make_request(
     num_prompt_logprobs: int = -1,
     pooling: Pooling = "",
     wants_every_token: bool = False,
+    min_tokens: int = 0,
 ) -> GenerateRequest:
     return GenerateRequest(
         request_id=(server << 48) | request_id,
@@ -64,6 +65,8 @@ def make_request(
             seed=request_id if seed is None else seed,
             num_top_logprobs=num_top_logprobs,
             num_prompt_logprobs=num_prompt_logprobs,
+            min_tokens=min_tokens,
+            banned_until_min_tokens=stop if min_tokens else (),
         ),
         max_tokens=max_tokens,
         stop_token_ids=stop,

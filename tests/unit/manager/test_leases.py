@@ -63,6 +63,16 @@ def test_one_that_waits_for_tokens_makes_all_steps_single(change: dict[str, int]
     assert lease_lens(harness), "what is left of the other runs in leases"
 
 
+def test_steps_are_single_while_tokens_are_banned() -> None:
+    harness = lending()
+    harness.submit(make_request(0, [1, 2, 3], 60, stop=(77,), min_tokens=20))
+    harness.submit(make_request(1, [4, 5], 60, min_tokens=40))
+    harness.run()
+    harness.check_tokens()
+    assert all(step.max_passes == 1 for step in harness.steps[:20])
+    assert any(step.max_passes > 1 for step in harness.steps[20:23])
+
+
 def test_a_stop_token_ends_a_lease() -> None:
     tokens, _ = expected_outputs(make_request(0, [1, 2], 60), 50)
     place = next(i for i in range(20, 60) if tokens[i] not in tokens[:i])

@@ -102,7 +102,7 @@ REQUEST_OUTPUT_TOKENS = _histogram(
 )
 BATCH_SIZE = _histogram(
     "batch_size_sequences",
-    "Sequences that got tokens in one message of a manager.",
+    "Sequences that got tokens in one message of a manager, once for each pass of it.",
     _BATCH_BOUNDS,
     *_PER_REPLICA,
 )

@@ -322,7 +322,8 @@ class EngineClient:
                     group.note(generation)
                     touched.add(group)
             start = end
-        metrics.note_tokens(outputs.dp_rank, len(outputs.request_ids), news, now)
+        num_passes = int(outputs.num_tokens.max(initial=0))
+        metrics.note_tokens(outputs.dp_rank, len(outputs.request_ids), num_passes, news, now)
         if outputs.embedding_ids is not None and outputs.embeddings is not None:
             embedded = zip(outputs.embedding_ids.tolist(), outputs.embeddings, strict=True)
             for request_id, vector in embedded:

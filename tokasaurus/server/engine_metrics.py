@@ -40,13 +40,18 @@ class EngineMetrics:
         ]
 
     def note_tokens(
-        self, dp_rank: int, num_sequences: int, news: list[tuple[Generation, int]], now: float
+        self,
+        dp_rank: int,
+        num_sequences: int,
+        num_passes: int,
+        news: list[tuple[Generation, int]],
+        now: float,
     ) -> None:
-        """A message has come with tokens of so many sequences: samples that still run, and how many
-        tokens each of them got."""
+        """A message has come with tokens of so many sequences, from so many passes: samples that
+        still run, and how many tokens each of them got."""
         replica = self._replicas[dp_rank]
-        if num_sequences:
-            replica.batch_size.observe(num_sequences)
+        if num_passes:
+            replica.batch_size.observe(num_sequences, num_passes)
         intervals: dict[tuple[float, int], int] = {}
         for generation, num_tokens in news:
             if not num_tokens:

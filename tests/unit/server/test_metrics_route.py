@@ -30,6 +30,17 @@ async def scrape(server: TinyServer) -> dict[str, float]:
     }
 
 
+def test_a_batch_counts_once_for_each_pass() -> None:
+    async def check(server: TinyServer) -> None:
+        server.manager.tokens_per_tick = 3
+        await server.complete(prompt=[5, 6, 7], max_tokens=6, n=2)
+        seen = await scrape(server)
+        assert seen["tokasaurus_batch_size_sequences_count,0"] == 6
+        assert seen["tokasaurus_batch_size_sequences_sum,0"] == 12
+
+    run(check)
+
+
 def test_a_request_is_counted_once() -> None:
     async def check(server: TinyServer) -> None:
         await server.complete(prompt=[5, 6, 7], max_tokens=4, n=2)

@@ -20,12 +20,13 @@ class _Kind:
 
     num_kv_heads: int
     group_size: int
+    head_dim: int
     window: int
 
     @classmethod
     def of(cls, layer: AttentionLayer) -> "_Kind":
         group_size = layer.num_heads // layer.num_kv_heads
-        return cls(layer.num_kv_heads, group_size, layer.sliding_window or 0)
+        return cls(layer.num_kv_heads, group_size, layer.head_dim, layer.sliding_window or 0)
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -106,7 +107,9 @@ class CpuBackend:
                 torch.from_numpy(groups),
                 kind.num_kv_heads,
                 kind.group_size,
+                kind.head_dim,
                 self.page_size,
+                self._dtype,
                 kind.window,
             )
             for kind in set(self._kinds.values())

@@ -26,12 +26,12 @@ struct CacheShape {
   int64_t v_block_size() const { return num_kv_heads * v_head_size(); }
 };
 
-// Query tokens [token0, token0 + num_tokens) of one KV head against keys [kv_begin, kv_end).
+// Query tokens [token0, token0 + num_tokens) of some KV heads against keys [kv_begin, kv_end).
 struct Item {
-  int32_t token0, num_tokens, kv_head, kv_begin, kv_end;
+  int32_t token0, num_tokens, kv_head, num_kv_heads, kv_begin, kv_end;
   int32_t position0;      // of token0 in its sequence; -1: every query sees every key of the range
   int32_t block_offset;   // the row's first entry in block_ids
-  int32_t partial_row;    // first row of the partial results; -1: the output is final
+  int32_t partial_row;    // first of its rows' partial results; -1: the output is final
 };
 
 // Partial results of one token and KV head: `count` entries of `parts` from `first`.
@@ -44,7 +44,8 @@ struct PlanRequest {
   int64_t num_rows, num_prefill_rows;
   const int32_t* groups;  // [num_groups][3]: first decode row, rows, blocks
   int64_t num_groups;
-  int64_t num_kv_heads, group_size, page_size;
+  CacheShape cache;
+  int64_t group_size;
   int64_t window;  // 0: none
   int threads;
 };

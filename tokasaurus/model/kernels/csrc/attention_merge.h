@@ -4,11 +4,12 @@
 #include <algorithm>
 
 #include "attention.h"
+#include "attention_softmax.h"
 #include "parallel.h"
 
 namespace toka {
 
-// Floats of a partial row: the unnormalised output, then the maximum and the sum.
+// Floats of a partial row: the unnormalised output, then the maximum (in powers of two) and the sum.
 inline int64_t partial_stride(int64_t padded_head_dim) { return padded_head_dim + 16; }
 
 template <class T>
@@ -28,15 +29,15 @@ void merge_parts(const AttentionCall& call, const Merge& merge, const float* par
   float* output = scratch.get<float>(padded);
   for (int64_t g = 0; g < group; g++) {
     const int64_t head = merge.kv_head * group + g;
-    float top = call.sinks != nullptr ? call.sinks[head] : NEG_INF;
-    float sum = 0;
-    for (int n = 0; n < merge.count; n++)
+    const float sink = call.sinks != nullptr ? call.sinks[head] * LOG2_E : NEG_INF;
+    float top = sink;
+        for (int n = 0; n < merge.count; n++)
       top = std::max(top, partials[(parts[n] + g) * stride + padded]);
-    if (call.sinks != nullptr) sum = std::exp(call.sinks[head] - top);
+    float sum = call.sinks != nullptr ? std::exp2(sink - top) : 0.0f;
     std::memset(output, 0, padded * sizeof(float));
     for (int n = 0; n < merge.count; n++) {
       const float* part = partials + (parts[n] + g) * stride;
-      const float weight = std::exp(part[padded] - top);
+      const float weight = std::exp2(part[padded] - top);
       sum += weight * part[padded + 1];
       for (int64_t h = 0; h < padded; h += W)
         store(output + h, load(output + h) + load(part + h) * weight);

@@ -1,5 +1,7 @@
-// How one step's attention is cut into items of similar work, and which partial results belong
-// together afterwards.
+// How one step's attention is cut into items, and which partial results belong together afterwards.
+//
+// Work is divided by rows, then by ranges of keys, then by KV heads: all heads of a block lie
+// together, and memory is fastest when it is read in long runs.
 #include <algorithm>
 
 #include "attention.h"
@@ -8,6 +10,8 @@ namespace toka {
 namespace {
 
 constexpr int64_t ROWS_PER_ITEM = 72;   // query rows (tokens x heads of a group) of a dense item
+constexpr int64_t STREAMED_ROWS = 8;    // up to so many of a KV head, memory decides
+constexpr int64_t RUN_BYTES = 384;      // of keys per token that an item reads together, if it can
 constexpr int64_t MIN_SPLIT = 64;       // keys below which a range is not split
 constexpr int64_t KEY_COST = 6;         // loading a key costs about as much as this many rows
 constexpr int64_t ITEMS_PER_THREAD = 4;
@@ -26,12 +30,13 @@ class Planner {
   Plan build() {
     collect();
     int64_t total = 0;
-    for (const Range& range : ranges_) total += cost(range) * r_.num_kv_heads;
+    for (const Range& range : ranges_) total += cost(range, heads());
     target_ = std::max<int64_t>(total / (r_.threads * ITEMS_PER_THREAD), 1);
+    heads_together_ = enough_without_heads() ? heads_of_a_run() : 1;
     for (const Range& range : ranges_) emit(range);
     for (size_t i = 0; i < parts_of_.size(); i++) {
       if (parts_of_[i].empty()) continue;
-      plan_.merges.push_back({int32_t(i / r_.num_kv_heads), int32_t(i % r_.num_kv_heads),
+      plan_.merges.push_back({int32_t(i / heads()), int32_t(i % heads()),
                               int32_t(plan_.parts.size()), int32_t(parts_of_[i].size())});
       plan_.parts.insert(plan_.parts.end(), parts_of_[i].begin(), parts_of_[i].end());
     }
@@ -53,24 +58,24 @@ class Planner {
       for (int64_t i = 0; i < group[1]; i += tokens_per_item_)
         ranges_.push_back({first_decode_token + group[0] + i,
                            std::min<int64_t>(tokens_per_item_, group[1] - i), 0,
-                           group[2] * r_.page_size, -1, r_.block_indptr[first_row], true});
+                           group[2] * r_.cache.page_size, -1, r_.block_indptr[first_row], true});
       for (int64_t i = 0; i < group[1]; i++) shared_blocks[first_row + i] = group[2];
     }
     int64_t token = 0;
     for (int64_t row = 0; row < r_.num_rows; row++) {
-      const int64_t shared = shared_blocks[row] * r_.page_size;
+      const int64_t shared = shared_blocks[row] * r_.cache.page_size;
       const int64_t start = r_.kv_lens[row] - r_.query_lens[row];
       for (int64_t i = 0; i < r_.query_lens[row]; i += tokens_per_item_) {
         const int64_t count = std::min<int64_t>(tokens_per_item_, r_.query_lens[row] - i);
         int64_t begin = shared;
         if (r_.window > 0) begin = std::max<int64_t>(begin, start + i - r_.window + 1);
-        begin = begin / r_.page_size * r_.page_size;
+        begin = begin / r_.cache.page_size * r_.cache.page_size;
         ranges_.push_back({token + i, count, begin, start + i + count, start + i,
                            r_.block_indptr[row], shared > 0});
       }
       token += r_.query_lens[row];
     }
-    parts_of_.resize(token * r_.num_kv_heads);
+    parts_of_.resize(token * heads());
   }
 
   // A window that cuts the shared prefix cuts it differently for every row: no group then.
@@ -81,41 +86,75 @@ class Planner {
     return true;
   }
 
-  int64_t cost(const Range& range) const {
-    return (range.kv_end - range.kv_begin) * (range.num_tokens * r_.group_size + KEY_COST);
+  int64_t heads() const { return r_.cache.num_kv_heads; }
+
+  int64_t heads_of_a_run() const {
+    const int64_t bytes = r_.cache.head_dim * (r_.cache.type == Type::BFloat16 ? 2 : 4);
+    return std::clamp<int64_t>(RUN_BYTES / bytes, 1, heads());
+  }
+
+  // Whether threads have enough to do if only keys are divided.
+  bool enough_without_heads() const {
+    int64_t items = 0;
+    for (const Range& range : ranges_) items += (range.kv_end - range.kv_begin) / MIN_SPLIT;
+    return items >= r_.threads * ITEMS_PER_THREAD;
+  }
+
+  int64_t cost(int64_t keys, int64_t num_tokens, int64_t num_heads) const {
+    return keys * (num_tokens * r_.group_size + KEY_COST) * num_heads;
+  }
+
+  int64_t cost(const Range& range, int64_t num_heads) const {
+    return cost(range.kv_end - range.kv_begin, range.num_tokens, num_heads);
   }
 
   int64_t item_cost(const Item& item) const {
-    return int64_t(item.kv_end - item.kv_begin) * (item.num_tokens * r_.group_size + KEY_COST);
+    return cost(item.kv_end - item.kv_begin, item.num_tokens, item.num_kv_heads);
   }
 
   void emit(const Range& range) {
     const int64_t keys = range.kv_end - range.kv_begin;
     if (keys <= 0) return;
-    int64_t splits = (cost(range) + target_ - 1) / target_;
+    const int64_t page = r_.cache.page_size;
+    const int64_t together =
+        range.num_tokens * r_.group_size <= STREAMED_ROWS ? heads_together_ : 1;
+    int64_t splits = (cost(range, together) + target_ - 1) / target_;
     splits = std::max<int64_t>(1, std::min(splits, keys / MIN_SPLIT));
-    const int64_t unit = std::max<int64_t>(r_.page_size, MIN_SPLIT / r_.page_size * r_.page_size);
-    const int64_t span = ((keys + splits - 1) / splits + unit - 1) / unit * unit;
-    const bool partial = range.is_partial || span < keys;
-    for (int64_t begin = range.kv_begin; begin < range.kv_end; begin += span)
-      for (int64_t head = 0; head < r_.num_kv_heads; head++) {
-        int64_t partial_row = -1;
-        if (partial) {
-          partial_row = plan_.partial_rows;
-          plan_.partial_rows += range.num_tokens * r_.group_size;
-          for (int64_t i = 0; i < range.num_tokens; i++)
-            parts_of_[(range.token0 + i) * r_.num_kv_heads + head].push_back(
-                int32_t(partial_row + i * r_.group_size));
-        }
-        plan_.items.push_back({int32_t(range.token0), int32_t(range.num_tokens), int32_t(head),
-                               int32_t(begin), int32_t(std::min(begin + span, range.kv_end)),
-                               int32_t(range.position0), int32_t(range.block_offset),
-                               int32_t(partial_row)});
-      }
+    const int64_t unit = std::max<int64_t>(page, MIN_SPLIT / page * page);
+    const int64_t most = round_up((keys + splits - 1) / splits, unit);
+    const bool partial = range.is_partial || most < keys;
+    for (int64_t begin = range.kv_begin; begin < range.kv_end;) {
+      // The last ones are smaller, so that all threads end together.
+      const int64_t rest = range.kv_end - begin;
+      const int64_t span = std::min(most, round_up(rest / (2 * r_.threads) + 1, unit));
+      const int64_t end = splits == 1 ? range.kv_end : std::min(begin + span, range.kv_end);
+      for (int64_t head = 0; head < heads(); head += together)
+        emit_item(range, begin, end, head, std::min(together, heads() - head), partial);
+      begin = end;
+    }
   }
 
+  void emit_item(const Range& range, int64_t begin, int64_t end, int64_t head, int64_t num_heads,
+                 bool partial) {
+    const int64_t rows = range.num_tokens * r_.group_size;
+    const int64_t partial_row = partial ? plan_.partial_rows : -1;
+    if (partial) {
+      for (int64_t i = 0; i < range.num_tokens; i++)
+        for (int64_t h = 0; h < num_heads; h++)
+          parts_of_[(range.token0 + i) * heads() + head + h].push_back(
+              int32_t(partial_row + h * rows + i * r_.group_size));
+      plan_.partial_rows += num_heads * rows;
+    }
+    plan_.items.push_back({int32_t(range.token0), int32_t(range.num_tokens), int32_t(head),
+                           int32_t(num_heads), int32_t(begin), int32_t(end),
+                           int32_t(range.position0), int32_t(range.block_offset),
+                           int32_t(partial_row)});
+  }
+
+  static int64_t round_up(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
+
   const PlanRequest& r_;
-  int64_t tokens_per_item_, target_ = 1;
+  int64_t tokens_per_item_, target_ = 1, heads_together_ = 1;
   std::vector<Range> ranges_;
   std::vector<std::vector<int32_t>> parts_of_;  // per token and KV head
   Plan plan_;

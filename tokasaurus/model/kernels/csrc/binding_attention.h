@@ -20,10 +20,15 @@ at::Tensor ints(const void* data, int64_t rows, int64_t columns) {
   return tensor;
 }
 
+CacheShape cache_shape(int64_t num_kv_heads, int64_t head_dim, int64_t page_size,
+                       at::ScalarType dtype) {
+  return {num_kv_heads, head_dim, page_size, type_of(at::empty({0}, dtype), "the KV cache")};
+}
+
 std::tuple<at::Tensor, at::Tensor, at::Tensor, int64_t> attention_plan_op(
     const at::Tensor& query_lens, const at::Tensor& kv_lens, const at::Tensor& block_indptr,
     int64_t num_prefill_rows, const at::Tensor& groups, int64_t num_kv_heads, int64_t group_size,
-    int64_t page_size, int64_t window) {
+    int64_t head_dim, int64_t page_size, at::ScalarType dtype, int64_t window) {
   for (const at::Tensor& t : {query_lens, kv_lens, block_indptr, groups})
     check_contiguous(t, at::kInt, "the plan's arrays");
   PlanRequest request{};
@@ -36,9 +41,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, int64_t> attention_plan_op(
   request.num_prefill_rows = num_prefill_rows;
   request.groups = groups.const_data_ptr<int32_t>();
   request.num_groups = groups.numel() / 3;
-  request.num_kv_heads = num_kv_heads;
+  request.cache = cache_shape(num_kv_heads, head_dim, page_size, dtype);
   request.group_size = group_size;
-  request.page_size = page_size;
   request.window = window;
   request.threads = threads();
   const Plan plan = plan_attention(request);
@@ -47,15 +51,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, int64_t> attention_plan_op(
           ints(plan.parts.data(), plan.parts.size(), 1), plan.partial_rows};
 }
 
-CacheShape cache_shape(int64_t num_kv_heads, int64_t head_dim, int64_t page_size, Type type) {
-  return {num_kv_heads, head_dim, page_size, type};
-}
-
 // Elements of one block's K and of its V.
 std::tuple<int64_t, int64_t> cache_block_sizes_op(int64_t num_kv_heads, int64_t head_dim,
                                                   int64_t page_size, at::ScalarType dtype) {
-  const CacheShape shape = cache_shape(num_kv_heads, head_dim, page_size,
-                                       type_of(at::empty({0}, dtype), "the KV cache"));
+  const CacheShape shape = cache_shape(num_kv_heads, head_dim, page_size, dtype);
   return {shape.k_block_size(), shape.v_block_size()};
 }
 
@@ -84,7 +83,7 @@ at::Tensor attention_op(const at::Tensor& q, const at::Tensor& k, const at::Tens
   call.v_stride = v.stride(0);
   call.num_tokens = q.size(0);
   call.num_heads = q.size(1);
-  call.cache = cache_shape(k.size(1), q.size(2), page_size, type);
+  call.cache = {k.size(1), q.size(2), page_size, type};
   at::Tensor out = at::empty({q.size(0), q.size(1), q.size(2)}, q.options());
   call.out = out.mutable_data_ptr();
   call.slot_mapping = slot_mapping.const_data_ptr<int64_t>();
@@ -109,8 +108,8 @@ at::Tensor attention_op(const at::Tensor& q, const at::Tensor& k, const at::Tens
 inline void define_attention(torch::Library& m) {
   m.def(
       "attention_plan(Tensor query_lens, Tensor kv_lens, Tensor block_indptr, "
-      "int num_prefill_rows, Tensor groups, int num_kv_heads, int group_size, int page_size, "
-      "int window) -> (Tensor, Tensor, Tensor, int)");
+      "int num_prefill_rows, Tensor groups, int num_kv_heads, int group_size, int head_dim, "
+      "int page_size, ScalarType dtype, int window) -> (Tensor, Tensor, Tensor, int)");
   m.def(
       "attention(Tensor q, Tensor k, Tensor v, Tensor slot_mapping, Tensor block_ids, "
       "Tensor(a!) k_cache, Tensor(b!) v_cache, int page_size, float scale, float softcap, "

@@ -80,9 +80,8 @@ void DecodeStep::plan(const DecodeRows& rows) {
   request.num_rows = rows.count;
   request.groups = rows.groups;
   request.num_groups = rows.num_groups;
-  request.num_kv_heads = stack.cache.num_kv_heads;
+  request.cache = stack.cache;
   request.group_size = stack.num_heads / stack.cache.num_kv_heads;
-  request.page_size = stack.cache.page_size;
   request.threads = stack.threads;
   for (size_t i = 0; i < windows_.size(); i++) {
     request.window = windows_[i];

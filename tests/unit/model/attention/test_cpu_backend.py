@@ -91,6 +91,32 @@ def test_long_rows_are_split_and_merged(
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_repeated_step_gives_the_same_bits(kernels: Kernels, dtype: torch.dtype) -> None:
+    """Whichever thread takes an item, and in whatever order."""
+    before = torch.get_num_threads()
+    case = make_case(
+        seed=5,
+        prefill=[(150, 30)],
+        decode=[900, 2, 65, 300],
+        page_size=16,
+        num_kv_heads=3,
+        group_size=3,
+        head_dim=64,
+    )
+    try:
+        for num_threads in (1, 2, 5):
+            torch.set_num_threads(num_threads)
+            backend = make_backend(case, dtype, kernels)
+            first = case.run(backend, dtype)
+            key, value = (x.to(dtype) for x in case.step_kv())
+            for _ in range(10):
+                again = backend.run(case.queries.to(dtype), key, value, case.layer)
+                assert torch.equal(again, first)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_hydragen_equals_plain(kernels: Kernels) -> None:
     check_shared_blocks_change_nothing(making(torch.float32, kernels), torch.float32, 1e-5)
 

@@ -31,7 +31,7 @@ void merge_parts(const AttentionCall& call, const Merge& merge, const float* par
     const int64_t head = merge.kv_head * group + g;
     const float sink = call.sinks != nullptr ? call.sinks[head] * LOG2_E : NEG_INF;
     float top = sink;
-        for (int n = 0; n < merge.count; n++)
+    for (int n = 0; n < merge.count; n++)
       top = std::max(top, partials[(parts[n] + g) * stride + padded]);
     float sum = call.sinks != nullptr ? std::exp2(sink - top) : 0.0f;
     std::memset(output, 0, padded * sizeof(float));

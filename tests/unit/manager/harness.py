@@ -4,6 +4,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from tests.unit.manager.simulated_worker import (
@@ -131,6 +132,9 @@ class Harness:
         """All that the worker got."""
         self.passes_of_lease: Callable[[StepInput], int] = lambda step: step.max_passes
         """When something comes that ends it."""
+        self.seconds_of_pass: Callable[[], float] = lambda: 0.0
+        """How long each pass of the next step takes."""
+        self.now = 0.0
         self.manager = Manager(
             ManagerSettings(page_size=page_size, **settings),
             WorkerReady(
@@ -147,7 +151,7 @@ class Harness:
             self.inbox,
             [self.to_worker],
             lambda address: self.to_server[address],
-            clock=lambda: 0.0,
+            clock=lambda: self.now,
             policy=policy,
         )
         self.engine = self.manager.engine
@@ -175,7 +179,11 @@ class Harness:
         self.engine.check_invariants()
         for step in self.to_worker.drain():
             self.steps.append(step)
-            self.held.append(self.worker.execute(step, self.passes_of_lease(step)))
+            num_before = self.worker.num_passes
+            output = self.worker.execute(step, self.passes_of_lease(step))
+            seconds = self.seconds_of_pass() * (self.worker.num_passes - num_before)
+            self.held.append(msgspec.structs.replace(output, execute_seconds=seconds))
+            self.now += seconds
         for _ in range(min(num_outputs, len(self.held))):
             self.inbox.send(self.held.popleft())
         for address, channel in self.to_server.items():

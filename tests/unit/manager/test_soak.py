@@ -19,8 +19,10 @@ POLICIES: dict[str, Callable[[], AdmissionPolicy | None]] = {
 
 
 def _soak(harness: Harness, rng: np.random.Generator, num_requests: int) -> None:
-    """Submit in bursts, cancel at random, hold worker outputs back and end leases at random."""
+    """Submit in bursts, cancel at random, hold worker outputs back and end leases at random, which
+    are short while passes take long."""
     harness.passes_of_lease = lambda step: int(rng.integers(1, step.max_passes + 1))
+    harness.seconds_of_pass = lambda: float(rng.choice([0.0, 0.004, 0.02, 0.2]))
     prefixes = [rng.integers(0, 50, rng.integers(1, 30)).tolist() for _ in range(5)]
     submitted = 0
     while submitted < num_requests or len(harness.finished) < len(harness.requests):
@@ -61,6 +63,7 @@ def _random_request(rng: np.random.Generator, prefixes: list[list[int]], index: 
         salt="ab"[rng.integers(2)],
         num_top_logprobs=max(-1, int(rng.integers(-6, 2))),
         num_prompt_logprobs=int(rng.integers(-3, 2)),
+        wants_every_token=bool(rng.random() < 0.1),
     )
 
 

@@ -13,6 +13,7 @@ from tokasaurus.ipc.messages.to_worker import StepInput
 from tokasaurus.model.divided_tokens import SeparateProducts, TokenDivision
 from tokasaurus.model.parallel import ParallelContext, RankGroup
 from tokasaurus.worker.replica import Replica
+from tokasaurus.worker.runner import GoesOn, always
 from tokasaurus.worker.stage_exchange import StageLinks
 from tokasaurus.worker.torch_runner import TorchRunner
 
@@ -88,9 +89,9 @@ class ThreadedReplica:
     def warm_up(self, progress: Any) -> None:
         self._on_all(lambda rank: self.runners[rank].warm_up(progress))
 
-    def execute(self, step: StepInput) -> ReplicaHandle:
+    def execute(self, step: StepInput, goes_on: GoesOn = always) -> ReplicaHandle:
         outputs = [
-            thread.submit(lambda runner=runner: runner.execute(step).result())
+            thread.submit(lambda runner=runner: runner.execute(step, goes_on).result())
             for thread, runner in zip(self._threads, self.runners, strict=True)
         ]
         last = (self.pp_size - 1) * self.tp_size

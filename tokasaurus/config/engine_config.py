@@ -131,7 +131,8 @@ class EngineConfig(StrictConfig):
     hydragen_min_prefix_len: int = 128
     """Fewest tokens of a shared prefix that is computed once."""
     cpu_threads: int | None = None
-    """Threads that each worker computes with; None: its share of the physical cores."""
+    """Threads that each worker computes with, at most 256; None: its share of the physical
+    cores."""
 
     dp_size: int = 1
     """Data-parallel replicas of the model, each with its own manager."""
@@ -248,6 +249,10 @@ class EngineConfig(StrictConfig):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"{name} must be at least {least}, not {value}.")
+        for name, most in _MOST.items():
+            value = getattr(self, name)
+            if value is not None and value > most:
+                raise ConfigError(f"{name} must be at most {most}, not {value}.")
         for name in _ABOVE_ZERO:
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -287,3 +292,4 @@ _LEAST = {
     "hydragen_min_prefix_len": 1,
     "debug_preempt_every_steps": 0,
 }
+_MOST = {"cpu_threads": 256}

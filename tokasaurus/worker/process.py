@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -43,6 +44,7 @@ from tokasaurus.worker.torch_runner import RunnerSettings, TorchRunner
 _logger = logging.getLogger(__name__)
 
 _PROGRESS_INTERVAL_SECONDS = 0.1
+_CPU_TOPOLOGY = "/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
 
 
 def run_worker(config: EngineConfig, addresses: Addresses, dp_rank: int, rank: int) -> None:
@@ -164,17 +166,35 @@ def choose_device(device: str, worker_index: int) -> torch.device:
 
 
 def place_threads(cpu_threads: int | None, worker_index: int, num_workers: int) -> None:
-    """Set the number of computing threads, and give each of several workers its own cores."""
+    """Give each of several workers CPUs of its own, as many as it has computing threads: by
+    default those that the environment asks for, which knows limits that an affinity does not show.
+    """
     if cpu_threads is not None:
         torch.set_num_threads(cpu_threads)
+    share = torch.get_num_threads()
     if num_workers > 1 and hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        share = cpu_threads or max(1, len(cores) // num_workers)
-        mine = {cores[(worker_index * share + i) % len(cores)] for i in range(share)}
+        cpus = cores_first(os.sched_getaffinity(0))
+        mine = {cpus[(worker_index * share + i) % len(cpus)] for i in range(share)}
         os.sched_setaffinity(0, mine)
-        if cpu_threads is None:
-            torch.set_num_threads(len(mine))
-    _logger.info("computing with %d threads", torch.get_num_threads())
+    _logger.info("computing with %d threads", share)
+
+
+def cores_first(cpus: set[int], topology: str = _CPU_TOPOLOGY) -> list[int]:
+    """One of these logical CPUs per core, then the cores' second ones, and so on.
+
+    `topology` names the file that lists a CPU's siblings, itself among them; without it, every CPU
+    counts as a core.
+    """
+    num_seen: dict[str, int] = {}
+    rank_of: dict[int, int] = {}
+    for cpu in sorted(cpus):
+        try:
+            core = Path(topology.format(cpu=cpu)).read_text(encoding="ascii")
+        except OSError:
+            core = f"cpu{cpu}"
+        rank_of[cpu] = num_seen.get(core, 0)
+        num_seen[core] = rank_of[cpu] + 1
+    return sorted(cpus, key=lambda cpu: (rank_of[cpu], cpu))
 
 
 def choose_dtype(config: EngineConfig, model: ModelConfig, device: torch.device) -> str:

@@ -55,6 +55,7 @@ def test_key_value_arguments() -> None:
         ("step_timeout_seconds=0", "above 0"),
         ("tp_size=0", "tp_size must be at least 1"),
         ("pp_size=0", "pp_size must be at least 1"),
+        ("cpu_threads=257", "cpu_threads must be at most 256"),
         ("model=", "must not be empty"),
         ("max_tokens_per_forward=10", "at least max_seqs_per_forward"),
         ("kv_cache_num_tokens=15", "at least one block"),

@@ -1,6 +1,7 @@
 """Choices that a worker makes from the options before it loads."""
 
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -73,9 +74,10 @@ def test_dtype_suits_the_cpu(
 @pytest.mark.parametrize(
     ("cpu_threads", "dp_rank", "dp_size", "cores", "threads"),
     [
-        (None, 0, 1, None, None),
+        (None, 0, 1, None, 2),
         (3, 0, 1, None, 3),
         (None, 1, 2, {4, 5}, 2),
+        (None, 1, 4, {4, 5}, 2),
         (1, 1, 2, {3}, 1),
         (3, 1, 2, {5, 2, 3}, 3),
     ],
@@ -86,13 +88,33 @@ def test_replicas_share_the_cores(
     dp_rank: int,
     dp_size: int,
     cores: set[int] | None,
-    threads: int | None,
+    threads: int,
 ) -> None:
-    chosen: dict[str, object] = {"cores": None, "threads": None}
+    """With as many threads as the environment says, 2 here, unless an option does."""
+    chosen: dict[str, object] = {"cores": None, "threads": 2}
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 3, 4, 5}, raising=False)
     monkeypatch.setattr(
         os, "sched_setaffinity", lambda _, mine: chosen.update(cores=mine), raising=False
     )
     monkeypatch.setattr(torch, "set_num_threads", lambda n: chosen.update(threads=n))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: chosen["threads"])
+    monkeypatch.setattr(process, "cores_first", sorted)
     process.place_threads(cpu_threads, dp_rank, dp_size)
     assert chosen == {"cores": cores, "threads": threads}
+
+
+@pytest.mark.parametrize(
+    ("siblings", "cpus", "expected"),
+    [
+        (["0-1", "0-1", "2-3", "2-3"], {0, 1, 2, 3}, [0, 2, 1, 3]),
+        (["0,2", "1,3", "0,2", "1,3"], {0, 1, 2, 3}, [0, 1, 2, 3]),
+        (["0-1", "0-1", "2-3", "2-3"], {1, 2, 3}, [1, 2, 3]),
+        ([], {3, 1}, [1, 3]),
+    ],
+)
+def test_cores_come_before_their_second_threads(
+    tmp_path: Path, siblings: list[str], cpus: set[int], expected: list[int]
+) -> None:
+    for cpu, line in enumerate(siblings):
+        (tmp_path / f"siblings{cpu}").write_text(line + "\n")
+    assert process.cores_first(cpus, str(tmp_path / "siblings{cpu}")) == expected

@@ -105,9 +105,9 @@ class DecodeStep:
 
     def run(self) -> np.ndarray:
         """int32[D]: the drawn tokens, -1 for rows whose largest logit is not finite; the next step
-        overwrites them."""
+        overwrites them. Rows have room for their token, in their block table and in the model."""
         status = self._run(*self._arguments)
-        assert status != 2, "a decode step runs over the end of a block table"
+        assert status != 2, "a decode step runs over the end of a block table or of the model"
         if status:
             raise MemoryError("a decode step ran out of memory")
         return self._tokens

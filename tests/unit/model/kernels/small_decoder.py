@@ -31,9 +31,9 @@ PACKED: dict[str, dict[str, Any]] = {
 }
 
 
-def make_decoder(dtype: torch.dtype, **features: Any) -> Decoder:
+def make_decoder(dtype: torch.dtype, max_model_len: int = 64, **features: Any) -> Decoder:
     tensors = TensorSpec(dtype=dtype, device=CPU)
-    decoder = Decoder(decoder_spec(**features), "test", 64, tensors).eval()
+    decoder = Decoder(decoder_spec(**features), "test", max_model_len, tensors).eval()
     rng = torch.Generator().manual_seed(0)
     for name, parameter in decoder.named_parameters():
         values = torch.randn(parameter.shape, generator=rng) * 0.2

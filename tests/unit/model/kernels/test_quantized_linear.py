@@ -67,6 +67,17 @@ def test_int8_is_the_integer_product(
     assert torch.equal(layer(x), sums * (weight_scales.T * scales))
 
 
+@pytest.mark.parametrize("rows", [1, 3, 9])
+def test_gated_int8_is_the_integer_product(kernels: Kernels, rows: int) -> None:
+    """But for the rounding of SiLU's own exponential."""
+    weight, x = draw(0, 90, 200), draw(1, rows, 200)
+    layer = PackedLinear(kernels, weight, None, gated=True, weight_format=INT8)
+    weight_levels, weight_scales = round_to_int8(weight)
+    levels, scales = round_activations(x)
+    gate, up = ((levels @ weight_levels.T).float() * (weight_scales.T * scales)).chunk(2, -1)
+    torch.testing.assert_close(layer(x), F.silu(gate) * up, atol=1e-6, rtol=1e-5)
+
+
 @settings(max_examples=60)
 @given(
     weight_format=st.sampled_from(WEIGHT_ONLY),

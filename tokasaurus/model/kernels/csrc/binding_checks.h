@@ -6,6 +6,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 
@@ -13,7 +14,8 @@
 
 namespace toka {
 
-inline int threads() { return at::get_num_threads(); }
+// One number for plans and regions alike.
+inline int threads() { return std::min(at::get_num_threads(), Team::MAX_THREADS); }
 
 inline Type type_of(const at::Tensor& tensor, const char* name) {
   if (tensor.scalar_type() == at::kBFloat16) return Type::BFloat16;
@@ -44,7 +46,8 @@ inline at::ScalarType packed_dtype(Type type, Format format) {
   return type == Type::BFloat16 ? at::kBFloat16 : at::kFloat;
 }
 
-// `packed` must be what pack_weight makes of a weight of these sizes, or as many as there are groups.
+// `packed` must be what pack_weight makes of a weight of these sizes, or as many as there are
+// groups.
 inline void check_packed(const at::Tensor& packed, int64_t out_features, int64_t in_features,
                          bool gated, Type type, Format format, int64_t groups = 1) {
   check_contiguous(packed, packed_dtype(type, format), "a packed weight");

@@ -47,6 +47,7 @@ class DecodeStepHolder : public torch::CustomClassHolder {
     std::swap(result.stack.final_norm, result.final_norm);
     result.vocab_size = sizes[6];
     result.max_logits_rows = sizes[7];
+    result.max_positions = table.size(0);
     result.head_format = format_of(formats[2], formats[3]);
     check_packed(head, result.vocab_size, sizes[0], false, result.stack.cache.type,
                  result.head_format);
@@ -74,8 +75,9 @@ inline void define_decode(torch::Library& m) {
 }  // namespace
 }  // namespace toka
 
-// 0 if all went well, 1 if memory ran out (where a thread of a parallel region finds none the process
-// ends, as it does under the operators), 2 if a sequence has more tokens than its block table has room for.
+// 0 if all went well, 1 if memory ran out (where a thread of a parallel region finds none the
+// process ends, as it does under the operators), 2 if a sequence has more tokens than its block
+// table has room for or the model has positions; nothing has changed then.
 extern "C" __attribute__((visibility("default"))) int toka_decode_step(
     void* step, const toka::DecodeSlots* slots, const int64_t* row_slots, int64_t num_rows,
     const int32_t* groups, int64_t num_groups, int32_t* tokens) {

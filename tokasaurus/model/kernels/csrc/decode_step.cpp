@@ -26,6 +26,7 @@ DecodeStep::DecodeStep(DecodeModel model) : model_(std::move(model)) {
 void DecodeStep::run(const DecodeSlots& slots, const DecodeRows& rows, int32_t* tokens,
                      int threads) {
   if (rows.count == 0) return;
+  check(slots, rows);
   model_.stack.threads = threads;
   expand(slots, rows);
   plan(rows);
@@ -44,6 +45,15 @@ void DecodeStep::run(const DecodeSlots& slots, const DecodeRows& rows, int32_t* 
   }
 }
 
+// A slot may be among the rows once.
+void DecodeStep::check(const DecodeSlots& slots, const DecodeRows& rows) const {
+  const int64_t room =
+      std::min(slots.max_blocks * model_.stack.cache.page_size, model_.max_positions);
+  for (int64_t row = 0; row < rows.count; row++)
+    if (slots.kv_lens[rows.slots[row]] >= room)
+      throw std::out_of_range("a row has no block, or the model no position, for its token");
+}
+
 void DecodeStep::expand(const DecodeSlots& slots, const DecodeRows& rows) {
   const int64_t page_size = model_.stack.cache.page_size;
   for (auto* column : {&ids_, &positions_, &next_positions_, &slot_mapping_})
@@ -55,7 +65,6 @@ void DecodeStep::expand(const DecodeSlots& slots, const DecodeRows& rows) {
   for (int64_t row = 0; row < rows.count; row++) {
     const int64_t slot = rows.slots[row], position = slots.kv_lens[slot]++;
     const int32_t* table = slots.block_tables + slot * slots.max_blocks;
-    if (position / page_size >= slots.max_blocks) throw std::out_of_range("a block table is full");
     ids_[row] = slots.last_tokens[slot];
     positions_[row] = position;
     next_positions_[row] = position + 1;

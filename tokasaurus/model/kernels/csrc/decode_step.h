@@ -1,7 +1,7 @@
 // A whole decode step in one call: from the slots' last tokens to their next ones.
 //
-// Everything that steps share is kept: the model's pointers, buffers, the expanded block tables. What
-// a step costs beside its passes over the weights is what its rows cost.
+// Everything that steps share is kept: the model's pointers, buffers, the expanded block tables.
+// What a step costs beside its passes over the weights is what its rows cost.
 #pragma once
 
 #include <vector>
@@ -35,16 +35,19 @@ struct DecodeModel {
   Format head_format;
   int64_t vocab_size;
   int64_t max_logits_rows;  // more are drawn one part after the other
+  int64_t max_positions;    // rows of the rotary table
 };
 
 class DecodeStep {
  public:
   explicit DecodeStep(DecodeModel model);
 
-  // Writes the drawn tokens, -1 for rows whose largest logit is not finite; they go on with token 0.
+  // Writes the drawn tokens, -1 for rows whose largest logit is not finite; they go on with token
+  // 0. Throws out_of_range, having changed nothing, if a row's token has no room.
   void run(const DecodeSlots& slots, const DecodeRows& rows, int32_t* tokens, int threads);
 
  private:
+  void check(const DecodeSlots& slots, const DecodeRows& rows) const;
   void expand(const DecodeSlots& slots, const DecodeRows& rows);
   void plan(const DecodeRows& rows);
   void pass(int64_t num_rows);

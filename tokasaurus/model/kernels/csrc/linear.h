@@ -1,9 +1,9 @@
 // Dense layers over weights that are packed once, in the activations' type or in few bits.
 //
-// A packed weight [N, K] in the activations' type is ceil(N / NR) panels; panel p holds columns p*NR .. p*NR+NR-1 of W^T in
-// the layout of micro.h, padded with zeros in both directions. A gated weight has the panels of its
-// two halves interleaved (gate 0, up 0, gate 1, up 1, ...), so that one task makes silu(gate) * up.
-// The panels of weights in few bits: see quantized.h.
+// A packed weight [N, K] in the activations' type is ceil(N / NR) panels; panel p holds columns
+// p*NR .. p*NR+NR-1 of W^T in the layout of micro.h, padded with zeros in both directions. A gated
+// weight has the panels of its two halves interleaved (gate 0, up 0, gate 1, up 1, ...), so that one
+// task makes silu(gate) * up. The panels of weights in few bits: see quantized.h.
 #pragma once
 
 #include <cstddef>

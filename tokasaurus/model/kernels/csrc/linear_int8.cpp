@@ -12,7 +12,7 @@ constexpr float SMALLEST_MAGNITUDE = 1e-30f;
 // numbers gets a scale that is not a number.
 template <class T>
 float quantize_row(const T* x, int64_t size, Level* out, int64_t padded) {
-  I largest{};  // as bits: their order is that of the magnitudes, infinity and NaN above all numbers
+  I largest{};  // as bits, ordered as the magnitudes are: infinity and NaN above all numbers
   int64_t k = 0;
   for (; k + W <= size; k += W) {
     const I bits = (I)load(x + k) & splat_i(0x7fffffff);
@@ -57,7 +57,8 @@ template <bool STREAMS, class B>
 TOKA_INLINE void add_product(const Level* a, int64_t lda, const B* b, int64_t steps, int rows,
                              I* tile) {
   add_to_tile(rows, tile, [&](auto& acc, int v) TOKA_ALWAYS {
-    constexpr bool FEW = std::extent_v<std::remove_reference_t<decltype(acc)>> <= MAX_STREAMING_ROWS;
+    constexpr int M = std::extent_v<std::remove_reference_t<decltype(acc)>>;
+    constexpr bool FEW = M <= MAX_STREAMING_ROWS;
     if constexpr (std::is_same<B, int32_t>::value)
       multiply_operands(a, lda, b + v * W, int(steps), acc);
     else
@@ -94,7 +95,7 @@ void panel_product(const Level* a, int64_t lda, const int8_t* levels, int64_t st
   }
 }
 
-// Sums of levels to numbers, in place.
+// Sums of levels to numbers, in place: vectors F from then on.
 void scale_tile(I* tile, const char* panel, const float* row_scales, int64_t rows) {
   F scales[2];
   I offsets[2];
@@ -105,7 +106,8 @@ void scale_tile(I* tile, const char* panel, const float* row_scales, int64_t row
   for (int64_t m = 0; m < rows; m++)
     for (int n = 0; n < 2; n++) {
       const F sums = __builtin_convertvector(tile[2 * m + n] - offsets[n], F);
-      tile[2 * m + n] = (I)(sums * (scales[n] * row_scales[m]));
+      const F numbers = sums * (scales[n] * row_scales[m]);
+      std::memcpy(static_cast<void*>(tile + 2 * m + n), &numbers, sizeof(F));
     }
 }
 
@@ -137,8 +139,8 @@ void panels_task(const LinearCall& call, const Int8Panel& shape, const Level* le
     for (int h = 0; h < halves; h++) {
       const char* panel = packed + (p * halves + h) * shape.bytes;
       I* tile = tiles + h * 2 * rows;
-      panel_product(levels + row0 * padded, padded, Int8Panel::levels(panel), shape.steps, rows, tile,
-                    expanded);
+      panel_product(levels + row0 * padded, padded, Int8Panel::levels(panel), shape.steps, rows,
+                    tile, expanded);
       scale_tile(tile, panel, row_scales + row0, rows);
     }
     epilogue(results[0], results[1], int(rows), row0, p * NR);

@@ -1,5 +1,5 @@
-// Linear layers whose weights alone have few bits. Small batches turn them into floats in registers;
-// larger ones expand slices of a panel to the operands of micro.h.
+// Linear layers whose weights alone have few bits. Small batches turn them into floats in
+// registers; larger ones expand slices of a panel to the operands of micro.h.
 #include "quantized.h"
 #include "single_row.h"
 
@@ -86,8 +86,8 @@ struct Int8Weights {
 
   // One row times P panels, `distance` bytes apart.
   template <int P>
-  TOKA_INLINE void multiply_panels(const char* panel, int64_t distance, const float* a, const float*,
-                                   F (&sums)[P][2]) const {
+  TOKA_INLINE void multiply_panels(const char* panel, int64_t distance, const float* a,
+                                   const float*, F (&sums)[P][2]) const {
     std::memset(static_cast<void*>(&sums), 0, sizeof(sums));
     const int8_t* b = Int8WeightsPanel::levels(panel);
     for (int64_t k = 0; k < shape.steps; k++, b += NR) {
@@ -236,10 +236,11 @@ struct Int4Weights {
   }
 };
 
+// 2 <= rows <= MR.
 template <class Weights>
 void few_rows(const Weights& weights, const char* panel, const float* a, int64_t lda,
               const float* group_sums, int rows, F* tile) {
-  with_rows(rows, [&](auto constant) {
+  with_rows<2>(rows, [&](auto constant) {
     constexpr int M = decltype(constant)::value;
     constexpr int N = M <= 2 && NV == 2 ? 2 : 1;
     for (int v = 0; v < 2; v += N)
@@ -257,10 +258,12 @@ void many_rows(const Weights& weights, const char* panel, const typename Operand
     const int64_t count = std::min(K_SLICE, padded - k);
     weights.expand(panel, k, count, expanded);
     const E* slice = expanded;
-    for (int64_t m = 0; m < rows; m += tile_rows)
-      add_to_tile(int(std::min(tile_rows, rows - m)), tile + 2 * m, [&](auto& acc, int v) TOKA_ALWAYS {
+    for (int64_t m = 0; m < rows; m += tile_rows) {
+      const int n = int(std::min(tile_rows, rows - m));
+      add_to_tile(n, tile + 2 * m, [&](auto& acc, int v) TOKA_ALWAYS {
         multiply(a + m * lda + k, lda, slice + v * W * PACK, NR, int(count / PACK), acc);
       });
+    }
   }
   weights.finish(panel, rows, tile);
 }
@@ -272,7 +275,7 @@ void each_panel(Team& team, const LinearCall& call, int64_t panel_bytes, int64_t
   const char* packed = static_cast<const char*>(call.packed);
   const Epilogue<T, Out> epilogue{call};
   const int halves = call.gated ? 2 : 1;
-  row_panel_tasks(team, call, row_bytes, [&](int64_t row0, int64_t rows, int64_t first, int64_t last) {
+  const auto task = [&](int64_t row0, int64_t rows, int64_t first, int64_t last) {
     thread_local Scratch scratch;
     float* expanded = scratch.get<float>(K_SLICE * NR + halves * rows * 2 * W);
     F* tiles[2] = {reinterpret_cast<F*>(expanded + K_SLICE * NR), nullptr};
@@ -282,7 +285,8 @@ void each_panel(Team& team, const LinearCall& call, int64_t panel_bytes, int64_t
         product(packed + (p * halves + h) * panel_bytes, row0, rows, tiles[h], expanded);
       epilogue(tiles[0], tiles[1], int(rows), row0, p * NR);
     }
-  });
+  };
+  row_panel_tasks(team, call, row_bytes, task);
 }
 
 template <class Weights, class T, class Out>

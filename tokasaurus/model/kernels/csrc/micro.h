@@ -208,21 +208,21 @@ TOKA_INLINE void multiply_panels(const Operand<bf16>::A* a, const bf16* b, ptrdi
   }
 }
 
-// Calls f(std::integral_constant-like Rows<m>) with m = rows, 1 <= rows <= MR.
+// Calls f(std::integral_constant-like Rows<m>) with m = rows, LEAST <= rows <= MR.
 template <int M>
 struct Rows {
   static constexpr int value = M;
 };
 
-template <class Function, int M = MR>
+template <int LEAST = 1, class Function, int M = MR>
 TOKA_INLINE void with_rows(int rows, Function&& f) {
-  if constexpr (M == 1) {
-    f(Rows<1>());
+  if constexpr (M == LEAST) {
+    f(Rows<M>());
   } else {
     if (rows == M)
       f(Rows<M>());
     else
-      with_rows<Function, M - 1>(rows, static_cast<Function&&>(f));
+      with_rows<LEAST, Function, M - 1>(rows, static_cast<Function&&>(f));
   }
 }
 

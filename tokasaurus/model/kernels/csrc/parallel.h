@@ -1,9 +1,8 @@
-// Parallel regions: one per operation, or per pass over the weights of few rows.
+// Parallel regions: one per operation, or per pass over the weights.
 #pragma once
 
 #include <omp.h>
 
-#include <algorithm>
 #include <new>
 
 #include "scratch.h"
@@ -11,15 +10,22 @@
 
 namespace toka {
 
-// Runs body(team) on up to `threads` threads.
+// Runs body(team) on up to `threads` threads, at most Team::MAX_THREADS.
 template <class Body>
 void parallel_region(int threads, Body&& body) {
+  Team::Shared shared;
+  if (threads <= 1) {  // may be inside another region, where one of OpenMP's own costs much
+    Team::Seat seat;
+    shared.seats = &seat;
+    Team team(shared, 0, 1);
+    body(team);
+    return;
+  }
   if (threads > Team::MAX_THREADS) threads = Team::MAX_THREADS;
   alignas(64) unsigned char memory[Team::MAX_THREADS * sizeof(Team::Seat)];
-  Team::Shared shared;
   shared.seats = reinterpret_cast<Team::Seat*>(memory);
   for (int i = 0; i < threads; i++) new (shared.seats + i) Team::Seat();
-#pragma omp parallel num_threads(threads) if (threads > 1)
+#pragma omp parallel num_threads(threads)
   {
     Team team(shared, omp_get_thread_num(), omp_get_num_threads());
     body(team);

@@ -4,8 +4,6 @@
 // A stream goes on from panel to panel until the share's end; a step takes one panel of each.
 #pragma once
 
-#include <algorithm>
-
 #include "epilogue.h"
 
 namespace toka {
@@ -45,8 +43,8 @@ TOKA_INLINE void with_streams(int64_t streams, Function&& f) {
   }
 }
 
-// Makes all outputs: multiply(panel, distance, sums) adds up P panels that are `distance` bytes apart,
-// sums being F[P][2].
+// Makes all outputs: multiply(panel, distance, sums) adds up P panels that are `distance` bytes
+// apart, sums being F[P][2].
 template <class T, class Out, class Multiply>
 void single_row(Team& team, const LinearCall& call, int64_t panel_bytes, Multiply&& multiply) {
   const int64_t bytes = panel_bytes * (call.gated ? 2 : 1);

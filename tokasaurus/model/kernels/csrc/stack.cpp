@@ -82,7 +82,6 @@ class LayerCalls {
     a.num_merges = layer_.num_merges;
     a.parts = layer_.parts;
     a.partial_rows = layer_.partial_rows;
-    a.threads = call_.threads;
     return a;
   }
 
@@ -94,7 +93,6 @@ class LayerCalls {
     linear.num_rows = call_.num_tokens;
     linear.type = linear.out_type = call_.cache.type;
     linear.format = call_.format;
-    linear.threads = call_.threads;
     return linear;
   }
 

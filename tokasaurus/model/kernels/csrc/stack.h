@@ -29,7 +29,8 @@ struct StackLayer {
 };
 
 struct StackCall {
-  void* hidden;  // [T, D]: in: embeddings; out: the sum of all layers, normalised if there is a norm
+  // [T, D]: in: embeddings; out: the sum of all layers, normalised if there is a norm
+  void* hidden;
   int64_t num_tokens, hidden_size, intermediate_size, num_heads;
   const float* final_norm;  // or null
   float norm_eps;

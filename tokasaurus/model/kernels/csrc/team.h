@@ -3,6 +3,8 @@
 #pragma once
 
 #include <atomic>
+#include <cassert>
+#include <chrono>
 #include <cstdint>
 #include <thread>
 
@@ -20,17 +22,16 @@ struct Ahead {
   int64_t bytes = 0;
 };
 
-// One thread's view of a parallel region. All its threads make the same calls in the same order, up
-// to PHASES of them that divide work between two barriers.
+// One thread's view of a parallel region. All its threads make the same calls in the same order, and
+// between two barriers at most one that divides work.
 class Team {
  public:
-  static constexpr int PHASES = 4;
   static constexpr int MAX_THREADS = 256;
 
-  // What a thread's share of each phase has come to. Those of one interval between barriers are made
-  // ready for the next but one by their owner, when all have left it.
+  // What a thread's share has come to. That of one interval between barriers is made ready for the
+  // next but one by its owner, when all have left it.
   struct alignas(64) Seat {
-    std::atomic<int64_t> next[2][PHASES] = {};
+    std::atomic<int64_t> next[2] = {};
   };
   struct Shared {
     alignas(64) std::atomic<int> num_arrived{0};
@@ -43,11 +44,12 @@ class Team {
   int rank() const { return rank_; }
   int size() const { return size_; }
 
-  // Runs body(first, last) over [0, count) in pieces of `grain`, each by whichever thread is free: a
-  // thread that the system takes away does not hold up the others.
+  // Runs body(first, last) over [0, count) in pieces of `grain`, each by whichever thread is free:
+  // one that the system takes away does not hold up the others.
   template <class Body>
   void pieces(int64_t count, int64_t grain, Body&& body) {
-    std::atomic<int64_t>& next = shared_.seats[0].next[parity_][phase_++];
+    divide();
+    std::atomic<int64_t>& next = progress_of(0);
     for (;;) {
       const int64_t first = next.fetch_add(grain, std::memory_order_relaxed);
       if (first >= count) break;
@@ -59,7 +61,8 @@ class Team {
   // thread will do afterwards; -1 if nothing, or if it is not to be decided before (`ahead`).
   template <class Body>
   void each(int64_t count, bool ahead, Body&& body) {
-    std::atomic<int64_t>& next = shared_.seats[0].next[parity_][phase_++];
+    divide();
+    std::atomic<int64_t>& next = progress_of(0);
     const auto take = [&] { return next.fetch_add(1, std::memory_order_relaxed); };
     for (int64_t i = take(); i < count;) {
       const int64_t following = ahead ? take() : -1;
@@ -68,15 +71,15 @@ class Team {
     }
   }
 
-  // Runs body(owner, step) for each step below steps_of(owner) of every thread's share. A thread takes
-  // its own in order, then what others have not come to.
+  // Runs body(owner, step) for each step below steps_of(owner) of every thread's share. A thread
+  // takes its own in order, then what others have not come to.
   template <class StepsOf, class Body>
   void shares(StepsOf&& steps_of, Body&& body) {
-    const int phase = phase_++;
+    divide();
     for (int i = 0; i < size_; i++) {
       const int owner = rank_ + i < size_ ? rank_ + i : rank_ + i - size_;
       const int64_t count = steps_of(owner);
-      std::atomic<int64_t>& next = shared_.seats[owner].next[parity_][phase];
+      std::atomic<int64_t>& next = progress_of(owner);
       while (next.load(std::memory_order_relaxed) < count) {
         const int64_t step = next.fetch_add(1, std::memory_order_relaxed);
         if (step < count) body(owner, step);
@@ -101,15 +104,25 @@ class Team {
         wait(generation);
       }
     }
-    for (std::atomic<int64_t>& next : shared_.seats[rank_].next[parity_])
-      next.store(0, std::memory_order_relaxed);
+    progress_of(rank_).store(0, std::memory_order_relaxed);
     parity_ ^= 1;
-    phase_ = 0;
+    has_divided_ = false;
   }
 
  private:
-  static constexpr int SPINS = 1000;  // some tens of microseconds; then others may have the core
+  // A thread that waits first keeps its core: SPINS pauses take a few to some fifty microseconds,
+  // depending on the machine. Then others may have the core between its looks. After YIELDS it
+  // sleeps between them: under a limit on CPU time looking uses up what the awaited thread needs.
+  static constexpr int SPINS = 1000, YIELDS = 100;
+  static constexpr std::chrono::microseconds NAP{50};
   static constexpr int64_t BYTES_AT_ONCE = 256;
+
+  std::atomic<int64_t>& progress_of(int owner) const { return shared_.seats[owner].next[parity_]; }
+
+  void divide() {
+    assert(!has_divided_ && "two divisions of work without a barrier between them");
+    has_divided_ = true;
+  }
 
   bool passed(uint32_t generation) const {
     return shared_.generation.load(std::memory_order_acquire) != generation;
@@ -122,11 +135,13 @@ class Team {
         for (int64_t line = 0; line < BYTES_AT_ONCE; line += 64)
           __builtin_prefetch(ahead_.start + run * ahead_.distance + num_read_ + line, 0, 2);
     }
-    for (int i = 0; !passed(generation); i++) {
+    for (int64_t i = 0; !passed(generation); i++) {
       if (i < SPINS)
         pause();
-      else
+      else if (i < SPINS + YIELDS)
         std::this_thread::yield();
+      else
+        std::this_thread::sleep_for(NAP);
     }
   }
 
@@ -140,7 +155,8 @@ class Team {
 
   Shared& shared_;
   const int rank_, size_;
-  int parity_ = 0, phase_ = 0;
+  int parity_ = 0;
+  bool has_divided_ = false;  // since the last barrier
   Ahead ahead_;
   int64_t num_read_ = 0;  // of each of its runs
 };

@@ -1,0 +1,198 @@
+"""A decode step in one call gives the bits of the layers, the head and the draw called one by one.
+
+How attention is split follows from the number of threads, so long contexts are held to the other
+path with as many threads; short ones, whose attention is not split, to any number of them.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.kernel_flavours import FLAVOURS
+from tests.unit.model.kernels.small_decoder import FUSED, PAGE_SIZE, backends, make_decoder
+from tokasaurus.model.attention.backend import AttentionBatch
+from tokasaurus.model.kernels.decode_step import DecodeStep, SlotColumns
+from tokasaurus.model.kernels.fused_decoder import FusedDecoder
+from tokasaurus.model.kernels.install import with_cpu_kernels
+from tokasaurus.model.kernels.loader import native_flavour
+from tokasaurus.model.quantization.scheme import quantization_scheme
+
+THREADS = (1, 2, 3, 5)
+LONG, SHORT = (601, 9, 330, 64), (33, 9, 20, 48)
+"""Lengths of contexts: of several attention items and merges, or of one item per head."""
+MAX_MODEL_LEN = 640
+NUM_PASSES = 3
+MODELS = (
+    ("plain", "none"),
+    ("tied", "int8"),
+    ("head norms", "int4_weight_only"),
+    ("window", "none"),
+)
+ASKING_FOR_FIVE = """
+import sys, torch
+from tests.unit.model.kernels.test_decode_step import LONG, Contexts, one_call
+torch.set_num_threads(5)
+for num_rows in (1, 3):
+    print(one_call(Contexts("tied", "int8", sys.argv[1], LONG[:num_rows])).digest)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _same_threads_afterwards() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@dataclass(slots=True, frozen=True)
+class Outcome:
+    tokens: list[list[int]]
+    """Of each pass."""
+    digest: str
+    """Of all bits of the KV cache."""
+
+
+class Contexts:
+    """A model over a cache that holds contexts of these lengths, in blocks in no order."""
+
+    def __init__(
+        self, features: str, quantization: str, flavour: str, lengths: tuple[int, ...]
+    ) -> None:
+        decoder = make_decoder(torch.bfloat16, MAX_MODEL_LEN, **FUSED[features])
+        self.backend = backends(decoder, flavour, torch.bfloat16)[1]
+        model = with_cpu_kernels(decoder, self.backend, quantization_scheme(quantization, 32))
+        assert isinstance(model, FusedDecoder)
+        self.model = model
+        num_blocks = (max(lengths) + NUM_PASSES) // PAGE_SIZE + 1
+        blocks = np.random.default_rng(0).permutation(num_blocks * len(lengths)).astype(np.int32)
+        self.tables = blocks.reshape(len(lengths), num_blocks)
+        self.backend.allocate(blocks.size)
+        self.lengths = np.array(lengths)
+
+    def columns(self) -> SlotColumns:
+        """Slots that draw the likeliest tokens."""
+        n = len(self.lengths)
+        return SlotColumns(
+            block_tables=self.tables,
+            kv_lens=self.lengths.copy(),
+            last_tokens=np.arange(n),
+            temperature=np.zeros(n, np.float32),
+            top_p=np.ones(n, np.float32),
+            min_p=np.zeros(n, np.float32),
+            top_k=np.zeros(n, np.int32),
+            seeds=np.zeros(n, np.int64),
+        )
+
+    def decode(self, one_pass: Callable[[], list[int]]) -> Outcome:
+        """From the same cache every time."""
+        rng = torch.Generator().manual_seed(1)
+        for cache in self.backend.caches():
+            cache.copy_(torch.randn(cache.shape, generator=rng))
+        tokens = [one_pass() for _ in range(NUM_PASSES)]
+        digest = hashlib.sha256()
+        for cache in self.backend.caches():
+            digest.update(cache.view(torch.int16).numpy())
+        return Outcome(tokens, digest.hexdigest())
+
+
+def one_call(contexts: Contexts, max_logits_rows: int = 8) -> Outcome:
+    step = DecodeStep(contexts.model, contexts.backend, max_logits_rows)
+    step.bind(contexts.columns())
+    step.set_rows(np.arange(len(contexts.lengths)), np.empty((0, 3), np.int32))
+    return contexts.decode(lambda: step.run().tolist())
+
+
+@torch.inference_mode()
+def call_by_call(contexts: Contexts) -> Outcome:
+    lengths, n = contexts.lengths.copy(), len(contexts.lengths)
+    ids = torch.arange(n)
+
+    def one_pass() -> list[int]:
+        positions = lengths.copy()
+        lengths[:] += 1
+        num_blocks = positions // PAGE_SIZE + 1
+        blocks = contexts.tables[np.arange(n), positions // PAGE_SIZE].astype(np.int64)
+        rows = zip(contexts.tables, num_blocks, strict=True)
+        contexts.backend.plan(
+            AttentionBatch(
+                num_prefill_rows=0,
+                query_lens=np.ones(n, np.int32),
+                kv_lens=lengths.astype(np.int32),
+                block_indptr=np.concatenate([[0], num_blocks.cumsum()]).astype(np.int32),
+                block_ids=np.concatenate([table[:count] for table, count in rows]),
+                slot_mapping=blocks * PAGE_SIZE + positions % PAGE_SIZE,
+            )
+        )
+        hidden = contexts.model.forward(ids, torch.from_numpy(positions), contexts.backend)
+        ids.copy_(contexts.model.logits(hidden).argmax(1))
+        return ids.tolist()
+
+    return contexts.decode(one_pass)
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize(("features", "quantization"), MODELS)
+@pytest.mark.parametrize("num_rows", [1, 3, 4])
+def test_long_contexts_give_the_bits_of_the_other_path(
+    features: str, quantization: str, num_rows: int, flavour: str
+) -> None:
+    """Logits of four rows are made in two parts."""
+    contexts = Contexts(features, quantization, flavour, LONG[:num_rows])
+    for num_threads in THREADS:
+        torch.set_num_threads(num_threads)
+        assert one_call(contexts, max_logits_rows=3) == call_by_call(contexts)
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize(("features", "quantization"), MODELS)
+@pytest.mark.parametrize("num_rows", [1, 3])
+def test_the_number_of_threads_changes_no_bit_of_short_contexts(
+    features: str, quantization: str, num_rows: int, flavour: str
+) -> None:
+    contexts = Contexts(features, quantization, flavour, SHORT[:num_rows])
+    outcomes = []
+    for num_threads in THREADS:
+        torch.set_num_threads(num_threads)
+        outcomes.append(one_call(contexts))
+    assert outcomes == outcomes[:1] * len(THREADS)
+
+
+def test_fewer_threads_than_asked_for_give_the_same() -> None:
+    """OpenMP may start fewer; work is shared among those that there are."""
+    flavour = native_flavour()
+    torch.set_num_threads(5)
+    expected = [one_call(Contexts("tied", "int8", flavour, LONG[:n])).digest for n in (1, 3)]
+    limited = subprocess.run(
+        [sys.executable, "-c", ASKING_FOR_FIVE, flavour],
+        env=os.environ | {"OMP_THREAD_LIMIT": "2"},
+        cwd=Path(__file__).parents[4],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert limited.stdout.split() == expected
+
+
+@pytest.mark.parametrize("lengths", [(20, 24), (20, MAX_MODEL_LEN)])
+def test_a_row_without_room_changes_nothing(lengths: tuple[int, ...]) -> None:
+    """Neither it, nor the rows before it; room ends with the block table or with the model."""
+    contexts = Contexts("plain", "none", native_flavour(), lengths)
+    columns = contexts.columns()
+    if lengths[1] < MAX_MODEL_LEN:
+        columns.block_tables = np.ascontiguousarray(contexts.tables[:, :3])
+    step = DecodeStep(contexts.model, contexts.backend, max_logits_rows=8)
+    step.bind(columns)
+    step.set_rows(np.arange(2), np.empty((0, 3), np.int32))
+    with pytest.raises(AssertionError, match="over the end"):
+        step.run()
+    assert columns.kv_lens.tolist() == list(lengths)
+    assert columns.last_tokens.tolist() == [0, 1]

@@ -60,7 +60,8 @@ TOKA_INLINE void add_product(const A* a, int64_t lda, const B* panel, int64_t st
                              F* tile) {
   add_to_tile(rows, tile, [&](auto& acc, int v) TOKA_ALWAYS {
     const B* part = panel + v * W * Operand<B>::PACK;
-    constexpr bool FEW = std::extent_v<std::remove_reference_t<decltype(acc)>> <= MAX_STREAMING_ROWS;
+    constexpr int M = std::extent_v<std::remove_reference_t<decltype(acc)>>;
+    constexpr bool FEW = M <= MAX_STREAMING_ROWS;
     if constexpr (STREAMS && FEW)
       multiply(a, lda, part, NR, int(steps), acc, fetch_stream<NR * 4>(panel));
     else
@@ -101,8 +102,8 @@ void panel_product(const A* a, int64_t lda, const T* panel, int64_t steps, int64
       const int n = int(std::min(tile_rows, rows - m));
       const A* row = a + m * lda + k * PACK;
       if (expand)
-        add_product<false>(reinterpret_cast<const float*>(row), lda, static_cast<const float*>(expanded),
-                    count * PACK, n, tile + 2 * m);
+        add_product<false>(reinterpret_cast<const float*>(row), lda,
+                           static_cast<const float*>(expanded), count * PACK, n, tile + 2 * m);
       else if (tiles == 1)
         add_product<true>(row, lda, part, count, n, tile + 2 * m);
       else
@@ -141,8 +142,9 @@ void run(Team& team, const LinearCall& call, void* room) {
   const A* a = static_cast<const A*>(call.x);
   int64_t lda = call.x_stride;
   if (!direct) {
-    a = static_cast<const A*>(ready_rows(
-        team, call.num_rows, call.num_rows * padded * sizeof(A), room, [&](int64_t row, void* block) {
+    const size_t bytes = call.num_rows * padded * sizeof(A);
+    a = static_cast<const A*>(
+        ready_rows(team, call.num_rows, bytes, room, [&](int64_t row, void* block) {
           prepare_row<T>(call, row, static_cast<A*>(block) + row * padded, padded);
         }));
     lda = padded;

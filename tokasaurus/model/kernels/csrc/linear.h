@@ -2,8 +2,8 @@
 //
 // A packed weight [N, K] in the activations' type is ceil(N / NR) panels; panel p holds columns
 // p*NR .. p*NR+NR-1 of W^T in the layout of micro.h, padded with zeros in both directions. A gated
-// weight has the panels of its two halves interleaved (gate 0, up 0, gate 1, up 1, ...), so that one
-// task makes silu(gate) * up. The panels of weights in few bits: see quantized.h.
+// weight has the panels of its two halves interleaved (gate 0, up 0, gate 1, up 1, ...), so that
+// one task makes silu(gate) * up. The panels of weights in few bits: see quantized.h.
 #pragma once
 
 #include <cstddef>
@@ -62,8 +62,8 @@ void packed_rows(const void* packed, const int64_t* ids, int64_t num_ids, int64_
                  Type type, Format format, void* out, int threads);
 void linear(const LinearCall& call);
 
-// The same as a part of a region, all of whose threads call it: outputs are whole after a barrier that
-// follows. `room` is theirs together, of as many bytes as the call needs.
+// The same as a part of a region, all of whose threads call it: outputs are whole after a barrier
+// that follows. `room` is theirs together, of as many bytes as the call needs.
 void linear(Team& team, const LinearCall& call, void* room);
 size_t linear_room(const LinearCall& call);
 // The weights that this thread will read first.

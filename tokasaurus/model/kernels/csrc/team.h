@@ -22,8 +22,8 @@ struct Ahead {
   int64_t bytes = 0;
 };
 
-// One thread's view of a parallel region. All its threads make the same calls in the same order, and
-// between two barriers at most one that divides work.
+// One thread's view of a parallel region. All its threads make the same calls in the same order,
+// and between two barriers at most one that divides work.
 class Team {
  public:
   static constexpr int MAX_THREADS = 256;

@@ -113,7 +113,7 @@ class Team {
   // A thread that waits first keeps its core: SPINS pauses take a few to some fifty microseconds,
   // depending on the machine. Then others may have the core between its looks. After YIELDS it
   // sleeps between them: under a limit on CPU time looking uses up what the awaited thread needs.
-  static constexpr int SPINS = 1000, YIELDS = 100;
+  static constexpr int SPINS = 1000, YIELDS = 2000;
   static constexpr std::chrono::microseconds NAP{50};
   static constexpr int64_t BYTES_AT_ONCE = 256;
 

@@ -166,35 +166,47 @@ def choose_device(device: str, worker_index: int) -> torch.device:
 
 
 def place_threads(cpu_threads: int | None, worker_index: int, num_workers: int) -> None:
-    """Give each of several workers CPUs of its own, as many as it has computing threads: by
-    default those that the environment asks for, which knows limits that an affinity does not show.
+    """Give each of several workers CPUs of its own, one for each computing thread: by default as
+    many as the environment asks for, which knows limits that an affinity does not show. Where such
+    a limit leaves cores over, the system chooses among them.
     """
     if cpu_threads is not None:
         torch.set_num_threads(cpu_threads)
     share = torch.get_num_threads()
     if num_workers > 1 and hasattr(os, "sched_setaffinity"):
-        cpus = cores_first(os.sched_getaffinity(0))
-        mine = {cpus[(worker_index * share + i) % len(cpus)] for i in range(share)}
-        os.sched_setaffinity(0, mine)
+        cores = group_by_core(os.sched_getaffinity(0))
+        mine = cpus_of_worker(cores, share, worker_index, num_workers)
+        takes_all = share * num_workers >= len(cores)
+        if len(mine) == share and (takes_all or cpu_threads is not None):
+            os.sched_setaffinity(0, mine)
     _logger.info("computing with %d threads", share)
 
 
-def cores_first(cpus: set[int], topology: str = _CPU_TOPOLOGY) -> list[int]:
-    """One of these logical CPUs per core, then the cores' second ones, and so on.
+def group_by_core(cpus: set[int], topology: str = _CPU_TOPOLOGY) -> list[list[int]]:
+    """The logical CPUs of each core, of these.
 
     `topology` names the file that lists a CPU's siblings, itself among them; without it, every CPU
     counts as a core.
     """
-    num_seen: dict[str, int] = {}
-    rank_of: dict[int, int] = {}
+    cores: dict[str, list[int]] = {}
     for cpu in sorted(cpus):
         try:
             core = Path(topology.format(cpu=cpu)).read_text(encoding="ascii")
         except OSError:
             core = f"cpu{cpu}"
-        rank_of[cpu] = num_seen.get(core, 0)
-        num_seen[core] = rank_of[cpu] + 1
-    return sorted(cpus, key=lambda cpu: (rank_of[cpu], cpu))
+        cores.setdefault(core, []).append(cpu)
+    return list(cores.values())
+
+
+def cpus_of_worker(
+    cores: list[list[int]], share: int, worker_index: int, num_workers: int
+) -> set[int]:
+    """`share` CPUs, or fewer if there are none left, of cores that no other worker gets: one of
+    each core, then the cores' second ones, and so on."""
+    first = worker_index * len(cores) // num_workers
+    last = (worker_index + 1) * len(cores) // num_workers
+    ranked = sorted((rank, cpu) for core in cores[first:last] for rank, cpu in enumerate(core))
+    return {cpu for _, cpu in ranked[:share]}
 
 
 def choose_dtype(config: EngineConfig, model: ModelConfig, device: torch.device) -> str:

@@ -77,9 +77,9 @@ def test_dtype_suits_the_cpu(
         (None, 0, 1, None, 2),
         (3, 0, 1, None, 3),
         (None, 1, 2, {4, 5}, 2),
-        (None, 1, 4, {4, 5}, 2),
-        (1, 1, 2, {3}, 1),
-        (3, 1, 2, {5, 2, 3}, 3),
+        (None, 1, 4, None, 2),
+        (1, 1, 2, {4}, 1),
+        (3, 1, 2, None, 3),
     ],
 )
 def test_replicas_share_the_cores(
@@ -90,7 +90,8 @@ def test_replicas_share_the_cores(
     cores: set[int] | None,
     threads: int,
 ) -> None:
-    """With as many threads as the environment says, 2 here, unless an option does."""
+    """With as many threads as the environment says, 2 here, unless an option does; where these are
+    more than a worker's share of the cores, the system places them."""
     chosen: dict[str, object] = {"cores": None, "threads": 2}
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 3, 4, 5}, raising=False)
     monkeypatch.setattr(
@@ -98,23 +99,50 @@ def test_replicas_share_the_cores(
     )
     monkeypatch.setattr(torch, "set_num_threads", lambda n: chosen.update(threads=n))
     monkeypatch.setattr(torch, "get_num_threads", lambda: chosen["threads"])
-    monkeypatch.setattr(process, "cores_first", sorted)
+    monkeypatch.setattr(process, "group_by_core", lambda cpus: [[cpu] for cpu in sorted(cpus)])
     process.place_threads(cpu_threads, dp_rank, dp_size)
     assert chosen == {"cores": cores, "threads": threads}
+
+
+def test_a_limit_below_the_cores_leaves_the_choice_to_the_system(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    monkeypatch.setattr(
+        os, "sched_setaffinity", lambda _, mine: pytest.fail(f"{mine}"), raising=False
+    )
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(process, "group_by_core", lambda cpus: [[cpu] for cpu in sorted(cpus)])
+    process.place_threads(None, 1, 2)
 
 
 @pytest.mark.parametrize(
     ("siblings", "cpus", "expected"),
     [
-        (["0-1", "0-1", "2-3", "2-3"], {0, 1, 2, 3}, [0, 2, 1, 3]),
-        (["0,2", "1,3", "0,2", "1,3"], {0, 1, 2, 3}, [0, 1, 2, 3]),
-        (["0-1", "0-1", "2-3", "2-3"], {1, 2, 3}, [1, 2, 3]),
-        ([], {3, 1}, [1, 3]),
+        (["0-1", "0-1", "2-3", "2-3"], {0, 1, 2, 3}, [[0, 1], [2, 3]]),
+        (["0,2", "1,3", "0,2", "1,3"], {0, 1, 2, 3}, [[0, 2], [1, 3]]),
+        (["0-1", "0-1", "2-3", "2-3"], {1, 2, 3}, [[1], [2, 3]]),
+        ([], {3, 1}, [[1], [3]]),
     ],
 )
-def test_cores_come_before_their_second_threads(
-    tmp_path: Path, siblings: list[str], cpus: set[int], expected: list[int]
+def test_a_core_has_its_siblings(
+    tmp_path: Path, siblings: list[str], cpus: set[int], expected: list[list[int]]
 ) -> None:
     for cpu, line in enumerate(siblings):
         (tmp_path / f"siblings{cpu}").write_text(line + "\n")
-    assert process.cores_first(cpus, str(tmp_path / "siblings{cpu}")) == expected
+    assert process.group_by_core(cpus, str(tmp_path / "siblings{cpu}")) == expected
+
+
+@pytest.mark.parametrize(
+    ("cores", "share", "expected"),
+    [
+        ([[0, 4], [1, 5], [2, 6], [3, 7]], 2, [{0, 1}, {2, 3}]),
+        ([[0, 1], [2, 3], [4, 5], [6, 7]], 4, [{0, 1, 2, 3}, {4, 5, 6, 7}]),
+        ([[0, 1], [2, 3], [4, 5]], 2, [{0, 1}, {2, 4}]),
+        ([[0, 1]], 1, [set(), {0}]),
+    ],
+)
+def test_no_two_workers_share_a_core(
+    cores: list[list[int]], share: int, expected: list[set[int]]
+) -> None:
+    assert [process.cpus_of_worker(cores, share, i, 2) for i in range(2)] == expected

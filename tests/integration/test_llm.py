@@ -23,6 +23,8 @@ from tokasaurus.errors import (
     ModelError,
     PromptTooLongError,
 )
+from tokasaurus.server.engine_metrics import EngineMetrics
+from tokasaurus.server.generation import Generation
 
 SMALL = {"kv_cache_num_tokens": 32768, "cpu_threads": 1, "dtype": "float32"}
 GREEDY = SamplingParams(temperature=0, max_tokens=8)
@@ -77,24 +79,39 @@ def test_vectors(llm: LLM) -> None:
         llm.embed(["a", [5] * 10**5], progress=False)
 
 
-def num_messages(llm: LLM) -> int:
-    """With tokens, from the manager."""
-    return sum(llm._client.metrics._replicas[0].batch_size.counts)
+@pytest.fixture
+def num_passes_of_messages(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of each message with tokens that came from a manager."""
+    seen: list[int] = []
+    note = EngineMetrics.note_tokens
+
+    def see(
+        metrics: EngineMetrics,
+        dp_rank: int,
+        num_sequences: int,
+        num_passes: int,
+        news: list[tuple[Generation, int]],
+        now: float,
+    ) -> None:
+        note(metrics, dp_rank, num_sequences, num_passes, news, now)
+        seen.append(num_passes)
+
+    monkeypatch.setattr(EngineMetrics, "note_tokens", see)
+    return seen
 
 
-def test_whole_answers_come_in_leases(llm: LLM) -> None:
+def test_whole_answers_come_in_leases(llm: LLM, num_passes_of_messages: list[int]) -> None:
     """Their tokens are those of single steps, which a search for stop strings needs."""
     ids = llm.tokenizer.encode("import ")
     params = SamplingParams(max_tokens=300, ignore_eos=True, seed=5)
-    before = num_messages(llm)
     (leased,) = llm.generate(ids, params, progress=False)
-    num_leased = num_messages(llm) - before
+    num_leased = len(num_passes_of_messages)
     single = msgspec.structs.replace(params, stop=("\0 never",))
     (stepped,) = llm.generate(ids, single, progress=False)
-    num_stepped = num_messages(llm) - before - num_leased
+    assert max(num_passes_of_messages[:num_leased]) > max(num_passes_of_messages[num_leased:])
+    assert num_leased < len(num_passes_of_messages) - num_leased
     assert leased.token_ids == stepped.token_ids
     assert len(leased.token_ids) == 300
-    assert num_leased < num_stepped
 
     place = next(i for i in range(100, 300) if leased.token_ids[i] not in leased.token_ids[:i])
     stopping = msgspec.structs.replace(params, stop_token_ids=(leased.token_ids[place],))
@@ -103,7 +120,9 @@ def test_whole_answers_come_in_leases(llm: LLM) -> None:
     assert stopped.token_ids == leased.token_ids[: place + 1]
 
 
-def test_who_comes_in_the_middle_of_leases_starts(llm: LLM) -> None:
+def test_who_comes_in_the_middle_of_leases_starts(
+    llm: LLM, num_passes_of_messages: list[int]
+) -> None:
     ids = llm.tokenizer.encode("import ")
     ended: list[str] = []
 
@@ -111,10 +130,9 @@ def test_who_comes_in_the_middle_of_leases_starts(llm: LLM) -> None:
         llm.generate(ids, SamplingParams(max_tokens=max_tokens, ignore_eos=True), progress=False)
         ended.append(name)
 
-    before = num_messages(llm)
     thread = threading.Thread(target=generate, args=("long", 900))
     thread.start()
-    while num_messages(llm) < before + 3:
+    while len(num_passes_of_messages) < 3:
         time.sleep(0.001)
     generate("short", 2)
     thread.join()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import ssl
@@ -159,7 +160,7 @@ def test_a_reader_that_takes_nothing_frees_engine_and_connection() -> None:
             reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             reader.connect((url.host, url.port))
             reader.sendall(request.encode())
-            wait_for_metric(process, 'requests_finished_total{finish_reason="error"}', 64)
+            wait_for_end_of_samples(process, 64)
             wait_for_metric(process, "requests_in_flight", 0)
             if sys.platform == "linux":
                 wait_for_end_of_connection(process, reader.getsockname()[1])
@@ -174,6 +175,19 @@ def wait_for_end_of_connection(process: EngineProcess, client_port: int) -> None
     while any(c.raddr and c.raddr.port == client_port for c in server.net_connections("tcp")):
         assert time.monotonic() < deadline, "the connection stays although nobody reads"
         time.sleep(0.1)
+
+
+def wait_for_end_of_samples(process: EngineProcess, count: int) -> None:
+    """None of them by itself: the server gives them up, or the kernel the connection before."""
+    deadline = time.monotonic() + 120
+    ended = re.compile(r'^tokasaurus_requests_finished_total{finish_reason="(\w+)"} (\d+)', re.M)
+    while True:
+        metrics = httpx.get(f"{process.url}/metrics", timeout=60).text
+        counts = {reason: int(number) for reason, number in ended.findall(metrics)}
+        if counts.get("error", 0) + counts.get("cancelled", 0) == count:
+            return
+        assert time.monotonic() < deadline, counts
+        time.sleep(0.2)
 
 
 def wait_for_metric(process: EngineProcess, series: str, value: float) -> None:

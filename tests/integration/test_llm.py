@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -24,7 +25,6 @@ from tokasaurus.errors import (
     PromptTooLongError,
 )
 from tokasaurus.server.engine_metrics import EngineMetrics
-from tokasaurus.server.generation import Generation
 
 SMALL = {"kv_cache_num_tokens": 32768, "cpu_threads": 1, "dtype": "float32"}
 GREEDY = SamplingParams(temperature=0, max_tokens=8)
@@ -86,14 +86,9 @@ def num_passes_of_messages(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     note = EngineMetrics.note_tokens
 
     def see(
-        metrics: EngineMetrics,
-        dp_rank: int,
-        num_sequences: int,
-        num_passes: int,
-        news: list[tuple[Generation, int]],
-        now: float,
+        metrics: EngineMetrics, rank: int, num_sequences: int, num_passes: int, *rest: Any
     ) -> None:
-        note(metrics, dp_rank, num_sequences, num_passes, news, now)
+        note(metrics, rank, num_sequences, num_passes, *rest)
         seen.append(num_passes)
 
     monkeypatch.setattr(EngineMetrics, "note_tokens", see)
@@ -132,7 +127,9 @@ def test_who_comes_in_the_middle_of_leases_starts(
 
     thread = threading.Thread(target=generate, args=("long", 900))
     thread.start()
+    deadline = time.monotonic() + 60
     while len(num_passes_of_messages) < 3:
+        assert time.monotonic() < deadline, "the engine is silent"
         time.sleep(0.001)
     generate("short", 2)
     thread.join()

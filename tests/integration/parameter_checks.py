@@ -1,5 +1,6 @@
 """Ways to show that a parameter is honoured: it changes the outcome, or is refused by its name."""
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,8 +29,21 @@ class Endpoint:
         """What an answer says, but for what differs between two equal requests."""
         response = self.send(fields)
         if response.headers["content-type"].startswith("text/event-stream"):
-            return [line.split('"', 1)[0] for line in response.text.splitlines()]
+            return _kinds_of_events(response.text)
         return response.status_code, _steady(response.json())
+
+
+def _kinds_of_events(stream: str) -> list[str]:
+    """Which fields its events fill, not how many events: a busy engine sends tokens together."""
+    kinds = set()
+    for line in stream.splitlines():
+        field_name, _, value = line.partition(": ")
+        if value.startswith("{"):
+            filled = sorted(key for key, held in json.loads(value).items() if held is not None)
+            kinds.add(f"{field_name}: {filled}")
+        else:
+            kinds.add(line)
+    return sorted(kinds)
 
 
 class Check(Protocol):

@@ -9,7 +9,7 @@ Shapes: M rows, K input features, N output features.
 
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from tokasaurus.model.quantization.scheme import quantization_scheme
 QUANTIZATIONS = ("int8", "int8_weight_only", "int4_weight_only")
 MATRIX_ROWS = 512
 """Rows at which a product runs at the machine's full rate."""
+MOST_ROUNDS = 100
 Linear = Callable[[torch.Tensor], torch.Tensor]
 Pack = Callable[[torch.Tensor], Linear]
 Clock = Callable[[], float]
@@ -84,17 +85,28 @@ class Shape:
 
 
 def median_seconds(
-    run: Callable[[], object], clock: Clock, budget_seconds: float, least_runs: int = 3
-) -> float:
-    """Median of `least_runs` or more, after one that does not count."""
-    run()
-    times: list[float] = []
-    started = clock()
-    while len(times) < least_runs or (clock() - started < budget_seconds and len(times) < 25):
-        before = clock()
+    runs: Sequence[Callable[[], object]],
+    clock: Clock,
+    budget_seconds: float,
+    least_rounds: int = 3,
+) -> list[float]:
+    """Medians of `least_rounds` or more, after one that does not count.
+
+    The runs take turns. Measured one after the other, the fastest would be the one that met the
+    machine's best moment, and a limit would be what no longer run can reach.
+    """
+    times: list[list[float]] = [[] for _ in runs]
+    for run in runs:
         run()
-        times.append(clock() - before)
-    return statistics.median(times)
+    started = clock()
+    for num_rounds in range(MOST_ROUNDS):
+        if num_rounds >= least_rounds and clock() - started >= budget_seconds:
+            break
+        for run, own in zip(runs, times, strict=True):
+            before = clock()
+            run()
+            own.append(clock() - before)
+    return [statistics.median(own) for own in times]
 
 
 def _plain(weight: torch.Tensor) -> Linear:
@@ -141,9 +153,8 @@ class LinearPass:
         self._dtype = dtype
         self._layers = [(pack(torch.randn(n, k).mul_(0.02).to(dtype)), k) for n, k in sizes]
 
-    def seconds(
-        self, num_rows: int, clock: Clock, budget_seconds: float = 1.5, least_runs: int = 3
-    ) -> float:
+    def with_rows(self, num_rows: int) -> Callable[[], None]:
+        """Runs them once on that many rows."""
         widths = {k for _, k in self._layers}
         inputs = {k: torch.randn(num_rows, k).to(self._dtype) for k in widths}
 
@@ -151,7 +162,7 @@ class LinearPass:
             for layer, k in self._layers:
                 layer(inputs[k])
 
-        return median_seconds(forward, clock, budget_seconds, least_runs)
+        return forward
 
 
 class MemoryReader:
@@ -160,15 +171,15 @@ class MemoryReader:
 
     def __init__(self) -> None:
         data = torch.ones(1 << 25)
-        self._num_bytes = data.nbytes
-        self._ways: list[Callable[[], object]] = [data.sum]
+        self.num_bytes = data.nbytes
+        self.ways: list[Callable[[], object]] = [data.sum]
         if kernels_available():
             product, row = _packed_by_us(data.view(1 << 14, 1 << 11)), torch.ones(1, 1 << 11)
-            self._ways.append(lambda: product(row))
+            self.ways.append(lambda: product(row))
 
     def bandwidth(self, clock: Clock) -> float:
         """Bytes per second of the fastest way."""
-        return max(self._num_bytes / median_seconds(way, clock, 0.2) for way in self._ways)
+        return self.num_bytes / min(median_seconds(self.ways, clock, 0.4))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,21 +255,34 @@ class LimitMeter:
     @torch.inference_mode()
     def measure(self, workload: Workload) -> Limit:
         """Takes some seconds."""
-        matrix_seconds = self._fastest(self._plain, MATRIX_ROWS)
-        seconds = {MATRIX_ROWS: self._fastest(self._layers, MATRIX_ROWS)}
-        if workload.num_output_tokens > 1 and workload.num_seqs not in seconds:
-            seconds[workload.num_seqs] = self._fastest(self._layers, workload.num_seqs)
-        bandwidth = self._reader.bandwidth(self._clock)
-        if workload.num_seqs == 1 and 1 in seconds:
-            bandwidth = max(bandwidth, self._weight_bytes / seconds[1])
+        num_rows = workload.num_seqs
+        plain = self._fastest(self._plain, MATRIX_ROWS)
+        seconds = {MATRIX_ROWS: plain}
+        if self._layers is not self._plain:
+            seconds[MATRIX_ROWS] = self._fastest(self._layers, MATRIX_ROWS)
+        decodes = workload.num_output_tokens > 1
+        if decodes and num_rows == 1:
+            seconds[1], bandwidth = self._single_row()
+        else:
+            bandwidth = self._reader.bandwidth(self._clock)
+            if decodes and num_rows not in seconds:
+                seconds[num_rows] = self._fastest(self._layers, num_rows)
         machine = Machine(
             pass_seconds=seconds.__getitem__,
             weight_bytes=self._weight_bytes,
             bandwidth=bandwidth,
-            attention_rate=2.0 * self._shape.parameters * MATRIX_ROWS / matrix_seconds,
+            attention_rate=2.0 * self._shape.parameters * MATRIX_ROWS / plain,
             element_size=self._dtype.itemsize,
         )
         return limit_of(workload, self._shape, machine)
 
     def _fastest(self, passes: list[LinearPass], num_rows: int) -> float:
-        return min(p.seconds(num_rows, self._clock, 0.5, least_runs=2) for p in passes)
+        runs = [layers.with_rows(num_rows) for layers in passes]
+        return min(median_seconds(runs, self._clock, 0.5, least_rounds=2))
+
+    def _single_row(self) -> tuple[float, float]:
+        """Seconds of a pass over one row, and the bandwidth: of such a pass, if it is the best."""
+        runs = [layers.with_rows(1) for layers in self._layers]
+        times = median_seconds([*runs, *self._reader.ways], self._clock, 1.0)
+        one_pass, read = min(times[: len(runs)]), min(times[len(runs) :])
+        return one_pass, max(self._reader.num_bytes / read, self._weight_bytes / one_pass)

@@ -6,7 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 from bench_offline import RunResult, shares_of, shortened
-from limit_meter import Limit, LimitMeter, LinearPass, Machine, Shape, limit_of, plain_ways
+from limit_meter import (
+    Limit,
+    LimitMeter,
+    LinearPass,
+    Machine,
+    Shape,
+    limit_of,
+    median_seconds,
+    plain_ways,
+)
 from workloads import WORKLOADS, Workload
 
 SHAPE = Shape(hidden=8, intermediate=16, layers=2, heads=2, kv_heads=1, head_dim=4, vocab=32)
@@ -79,11 +88,28 @@ def test_a_pass_takes_the_time_of_all_layers() -> None:
         return lambda x: calls.append((x.shape, weight.shape))
 
     layers = LinearPass(SHAPE, torch.float32, pack)
-    reads = iter(range(100))
-    assert layers.seconds(3, lambda: float(next(reads)), 0.0, least_runs=2) == 1.0
-    assert len(calls) == 3 * (2 * 4 + 1)
+    layers.with_rows(3)()
+    assert len(calls) == 2 * 4 + 1
     assert all(x == (3, weight[1]) for x, weight in calls)
     assert set(plain_ways(torch.bfloat16))
+
+
+def test_what_is_compared_takes_turns() -> None:
+    order: list[str] = []
+    costs = {"slow": 5.0, "fast": 2.0}
+    now = 0.0
+
+    def work(name: str) -> None:
+        nonlocal now
+        order.append(name)
+        now += costs[name]
+
+    runs = [lambda: work("slow"), lambda: work("fast")]
+    assert median_seconds(runs, lambda: now, 0.0, least_rounds=3) == [5.0, 2.0]
+    assert order == ["slow", "fast"] * 4
+    order.clear()
+    median_seconds(runs, lambda: now, 30.0, least_rounds=1)
+    assert order == ["slow", "fast"] * (1 + 5)
 
 
 def test_a_share_lies_between_the_limits_around_the_run() -> None:

@@ -2,7 +2,8 @@
 
 Steps: taking in the output, scheduling, building and encoding the messages. Steady state means
 that nobody ends; churn, that sequences end after `--churn-tokens` tokens on average and are
-replaced from the queue, with the prefill of their prompts in the same steps.
+replaced from the queue, with the prefill of their prompts in the same steps. Leases are steady
+state with a worker that decodes several times before it answers: times and bytes are a lease's.
 
 Onboarding: giving 1,000 queued sequences their seats while 1,024 decode. Forecast: the future of
 4,096 running sequences, each of which may take 10,000 more steps, and the peak of its block usage.
@@ -18,6 +19,7 @@ import statistics
 import time
 from collections import deque
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -49,12 +51,17 @@ NUM_ONBOARDED = 1000
 ONBOARDED_MAX_TOKENS = 1000
 SIMULATED_PROMPT_TOKENS = 256
 WARM_UP_STEPS = 10
+MAX_PASSES = ManagerSettings().max_decode_repeats
+LEASES_SHARE = 4
+"""One lease is measured for so many steps: it takes the cache for `MAX_PASSES` of them."""
 
 
 class Bench:
     """A manager with `batch_size` seats and channels that encode and decode every message."""
 
-    def __init__(self, batch_size: int, context: int, max_new_tokens: int) -> None:
+    def __init__(
+        self, batch_size: int, context: int, max_new_tokens: int, *, repeats: bool = False
+    ) -> None:
         num_blocks = batch_size * (-(-(context + max_new_tokens) // PAGE_SIZE) + 1)
         self.batch_size = batch_size
         self.context = context
@@ -69,7 +76,7 @@ class Bench:
             ),
             WorkerReady(
                 rank=0,
-                capabilities=RunnerCapabilities(),
+                capabilities=RunnerCapabilities(repeats=repeats),
                 num_blocks=num_blocks,
                 max_model_len=context + max_new_tokens,
                 vocab_size=VOCAB_SIZE,
@@ -111,7 +118,8 @@ class Bench:
             self.tick()
 
     def tick(self) -> float:
-        """One loop iteration of the manager; the worker answers one step. Milliseconds."""
+        """One loop iteration of the manager; the worker answers one step, with all the passes of a
+        lease. Milliseconds."""
         start = time.thread_time()
         self.manager.tick()
         elapsed = time.thread_time() - start
@@ -124,27 +132,31 @@ class Bench:
         if step.decode_slots is not None:
             self._num_decodes = step.decode_slots.size
         num_rows = self._num_decodes + int(step.prefill_samples.sum())
+        shape = num_rows if step.max_passes == 1 else (step.max_passes, num_rows)
         return StepOutput(
-            step_id=step.step_id,
-            token_ids=self._rng.integers(3, VOCAB_SIZE, num_rows, np.int32),
+            step_id=step.step_id, token_ids=self._rng.integers(3, VOCAB_SIZE, shape, np.int32)
         )
+
+
+StepKind = Literal["steady", "churn", "leases"]
 
 
 class Steps:
     """Decode steps of a full batch."""
 
-    def __init__(self, batch_size: int, options: argparse.Namespace, *, is_steady: bool) -> None:
-        self.name = f"{'steady' if is_steady else 'churn'}, B={batch_size}"
+    def __init__(self, batch_size: int, options: argparse.Namespace, kind: StepKind) -> None:
+        self.name = f"{kind}, B={batch_size}"
         self.bytes_per_step = 0.0
-        self._num_steps = options.num_steps
+        passes = MAX_PASSES if kind == "leases" else 1
+        self._num_steps = -(-options.num_steps // LEASES_SHARE) if passes > 1 else options.num_steps
         num_prefill_steps = batch_size * options.context // PREFILL_TOKENS
-        num_measured = options.rounds * (options.num_steps + WARM_UP_STEPS)
-        if is_steady:
-            max_tokens = [num_measured + num_prefill_steps + 64]
-        else:
+        num_measured = options.rounds * (self._num_steps + WARM_UP_STEPS)
+        if kind == "churn":
             max_tokens = list(range(1, 2 * options.churn_tokens))
             np.random.default_rng(1).shuffle(max_tokens)
-        self._bench = Bench(batch_size, options.context, max(max_tokens))
+        else:
+            max_tokens = [(num_measured + num_prefill_steps + 64) * passes]
+        self._bench = Bench(batch_size, options.context, max(max_tokens), repeats=passes > 1)
         self._bench.fill(options.num_queued, max_tokens)
 
     def measure(self) -> list[float]:
@@ -251,7 +263,7 @@ def reference() -> float:
 def make_cases(options: argparse.Namespace) -> list[Case]:
     cases: list[Case] = []
     for batch_size in options.batch_sizes:
-        cases += [Steps(batch_size, options, is_steady=is_steady) for is_steady in (True, False)]
+        cases += [Steps(batch_size, options, kind) for kind in get_args(StepKind)]
     if options.no_decisions:
         return cases
     for are_samples, num_tokens in ((True, 2048), (True, 512), (False, 64), (False, 512)):

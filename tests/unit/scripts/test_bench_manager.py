@@ -10,7 +10,8 @@ def test_steps_are_told_beside_the_reference(capsys: pytest.CaptureFixture[str])
     main([*options.split(), "--churn-tokens", "8", "--no-decisions"])
     lines = capsys.readouterr().out.splitlines()
     rows = [line.split("|")[1:-1] for line in lines[3:]]
-    assert [row[0].strip() for row in rows] == ["reference", "steady, B=4", "churn, B=4"]
+    names = ["reference", "steady, B=4", "churn, B=4", "leases, B=4"]
+    assert [row[0].strip() for row in rows] == names
     assert all(float(row[1]) >= float(row[2]) >= 0 for row in rows)
     assert all(int(row[4]) > 0 for row in rows[1:])
 

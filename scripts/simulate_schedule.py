@@ -11,6 +11,9 @@ format: `read_jsonl` in simulation/traces.py). Examples:
 Several replicas are replayed in several processes, which divides the time but deals clients to
 groups of replicas before anything has run (simulation/dealing.py); --processes 1 replays all of
 them together, with a load balancer that sees what every replica has finished.
+
+A CPU's worker decodes several times before it answers where no client streams (those of the chat
+trace do: `streamed=0.0` changes that); `--set max_decode_repeats=1` has it answer every step.
 """
 
 import argparse
@@ -21,7 +24,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from simulation.device import HARDWARE, MODELS, Hardware, Model, num_kv_tokens
 from simulation.parallel import ProcessError, replay_in_processes
@@ -100,10 +103,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     add("--device", choices=list(HARDWARE), default="h200")
     add("--model", choices=list(MODELS), help="default: 8b on a GPU, 135m on a CPU")
-    for field in dataclasses.fields(Hardware):
+    for field in _numbers(Hardware):
         name = field.name.replace("_", "-")
         add(f"--{name}", type=float, help=f"instead of the device's {field.name}")
-    for field in dataclasses.fields(Model):
+    for field in _numbers(Model):
         name = field.name.replace("_", "-")
         add(f"--{name}", type=float, help=f"instead of the model's {field.name}")
     add("--kv-tokens", type=int, help="KV cache of a replica; default: what the memory holds")
@@ -191,10 +194,15 @@ def _default_model(device: str) -> str:
     return "135m" if device == "cpu" else "8b"
 
 
+def _numbers(spec: type[Hardware | Model]) -> list[dataclasses.Field]:
+    """Its fields that the command line may change."""
+    return [field for field in dataclasses.fields(spec) if field.type is not bool]
+
+
 def _changed(spec: _Spec, options: argparse.Namespace) -> _Spec:
     """With the fields that the command line gives."""
-    changes = {}
-    for field in dataclasses.fields(spec):
+    changes: dict[str, Any] = {}
+    for field in _numbers(type(spec)):
         value = getattr(options, field.name)
         if value is not None:
             changes[field.name] = int(value) if field.type is int else value

@@ -12,6 +12,8 @@ from simulation.workload import STOP_TOKEN, token_ids
 from tokasaurus.ipc.messages.to_manager import StepOutput
 from tokasaurus.ipc.messages.to_worker import HydragenGroup, StepInput
 
+_NO_TOKENS = np.empty(0, np.int32)
+
 _PAIR_FLOPS = 4.0
 """Per query and key element: a product and a sum for the score, and again for the value."""
 
@@ -29,6 +31,8 @@ class Hardware:
     max_seqs: int
     max_tokens: int
     """Per forward pass."""
+    repeats: bool = False
+    """Its worker honours `StepInput.max_passes`."""
 
 
 HARDWARE = {
@@ -49,6 +53,7 @@ HARDWARE = {
         steps_ahead=1,
         max_seqs=256,
         max_tokens=2048,
+        repeats=True,
     ),
 }
 
@@ -118,7 +123,7 @@ class Outputs:
 
 
 class SimulatedDevice:
-    """Executes steps in no time and says how long they would have taken."""
+    """Runs steps in no time, pass by pass, and says how long each pass would have taken."""
 
     def __init__(
         self, hardware: Hardware, model: Model, outputs: Outputs, num_slots: int, page_size: int
@@ -134,9 +139,24 @@ class SimulatedDevice:
         """Where each slot's stop token stands."""
         self._decode_slots = np.empty(0, np.intp)
         self._groups: list[HydragenGroup] = []
+        self._step = StepInput(step_id=-1)
+        """The one that runs, or has run last."""
+        self._passes: list[np.ndarray] = []
+        """Its tokens so far, by pass."""
+        self._seconds = 0.0
+        self._has_stopped = False
+        """A row of a lease has drawn its stop token, and no slot has been freed since."""
 
-    def execute(self, step: StepInput) -> tuple[StepOutput, float]:
-        """Returns the output and the seconds that the device is busy for it."""
+    @property
+    def may_repeat(self) -> bool:
+        """Whether the step that runs may have another pass."""
+        return len(self._passes) < self._step.max_passes and not self._has_stopped
+
+    def begin(self, step: StepInput) -> float:
+        """Run a step's first pass: the seconds that it takes."""
+        self._step, self._passes, self._seconds = step, [], 0.0
+        if step.freed_slots.size:
+            self._has_stopped = False
         for added in step.added_slots:
             slot, request_id = added.slot, added.sampling.seed
             self._num_written[slot] = added.num_cached_tokens
@@ -147,32 +167,48 @@ class SimulatedDevice:
             self._decode_slots = step.decode_slots.astype(np.intp)
         if step.hydragen_groups is not None:
             self._groups = step.hydragen_groups
-        seconds = self._seconds(step)
+        return self._run(step.prefill_slots, step.prefill_lens, step.prefill_samples)
+
+    def repeat(self) -> float:
+        """Decode once more: the seconds that it takes."""
+        return self._run(_NO_TOKENS, _NO_TOKENS, _NO_TOKENS)
+
+    def finish(self) -> StepOutput:
+        """What all passes of the step have drawn."""
+        passes = self._passes
+        return StepOutput(
+            step_id=self._step.step_id,
+            token_ids=passes[0] if len(passes) == 1 else np.stack(passes),
+            execute_seconds=self._seconds,
+        )
+
+    def _run(self, prefill_slots: np.ndarray, lens: np.ndarray, samples: np.ndarray) -> float:
+        seconds = self._pass_seconds(prefill_slots, lens)
         rows = self._decode_slots
         self._num_written[rows] += 1
-        if step.prefill_slots.size:
-            self._num_written[step.prefill_slots] += step.prefill_lens
-            rows = np.concatenate([step.prefill_slots[step.prefill_samples], rows])
+        if prefill_slots.size:
+            self._num_written[prefill_slots] += lens
+            rows = np.concatenate([prefill_slots[samples], rows])
         positions = self._num_written[rows]
         drawn = token_ids(self._keys[rows], positions)
-        drawn[positions == self._last_positions[rows]] = STOP_TOKEN
-        return StepOutput(step_id=step.step_id, token_ids=drawn, execute_seconds=seconds), seconds
+        is_last = positions == self._last_positions[rows]
+        drawn[is_last] = STOP_TOKEN
+        if self._step.max_passes > 1:
+            self._has_stopped |= bool(is_last.any())
+        self._passes.append(drawn)
+        self._seconds += seconds
+        return seconds
 
-    @property
-    def num_saved_blocks(self) -> int:
-        """Block reads of a decode step that groups save."""
-        return sum((group.num_rows - 1) * group.num_blocks for group in self._groups)
-
-    def _seconds(self, step: StepInput) -> float:
+    def _pass_seconds(self, prefill_slots: np.ndarray, prefill_lens: np.ndarray) -> float:
         hardware, model = self._hardware, self._model
         num_decodes = self._decode_slots.size
         num_pairs = num_read = float(self._num_written[self._decode_slots].sum() + num_decodes)
         for group in self._groups:
             num_read -= (group.num_rows - 1) * group.num_blocks * self._page_size
         num_tokens = num_decodes
-        if step.prefill_slots.size:
-            starts = self._num_written[step.prefill_slots]
-            lens = step.prefill_lens.astype(np.int64)
+        if prefill_slots.size:
+            starts = self._num_written[prefill_slots]
+            lens = prefill_lens.astype(np.int64)
             num_tokens += int(lens.sum())
             num_read += float((starts + lens).sum())
             num_pairs += float((lens * starts + lens * (lens + 1) // 2).sum())

@@ -6,6 +6,8 @@ import numpy as np
 
 from simulation.workload import Prompt, Trace, continued, text
 
+_GOLDEN_RATIO = (5**0.5 - 1) / 2
+
 
 def monkeys(
     *,
@@ -48,17 +50,19 @@ def chat(
     system_tokens: int = 200,
     think_seconds: float = 15.0,
     max_context: int = 16_384,
+    streamed: float = 1.0,
     seed: int = 0,
 ) -> Trace:
     """A ShareGPT-like mix: conversations come as a Poisson process and take several turns.
 
     `rate` counts requests per second in the long run. Every third caller sets a quarter of
-    `max_tokens`. Four applications with system prompts of their own share the service.
+    `max_tokens`. Four applications with system prompts of their own share the service. `streamed`
+    is the share of the conversations whose client reads every token as it comes.
     """
     rng = np.random.default_rng(seed)
     systems = [text(int(rng.integers(2**32)), 0, system_tokens * (i + 1) // 2) for i in range(4)]
     now = 0.0
-    for _ in range(max(1, round(requests / turns))):
+    for index in range(max(1, round(requests / turns))):
         now += rng.exponential(turns / rate)
         session = _Session(
             seed=int(rng.integers(2**63)),
@@ -69,6 +73,7 @@ def chat(
             max_tokens=max_tokens if rng.random() < 2 / 3 else max_tokens // 4,
             max_context=max_context,
             predictor_key="chat",
+            is_streamed=(index * _GOLDEN_RATIO) % 1 < streamed,
         )
         yield session.begin(now, systems[int(rng.integers(4))])
 
@@ -161,6 +166,7 @@ class _Session:
         max_tokens: int,
         max_context: int,
         predictor_key: str,
+        is_streamed: bool = False,
     ) -> None:
         """`said_tokens` and `output_tokens` are the median and sigma of lognormal lengths."""
         self._rng = np.random.default_rng(seed)
@@ -172,6 +178,7 @@ class _Session:
         self._max_tokens = max_tokens
         self._max_context = max_context
         self._predictor_key = predictor_key
+        self._is_streamed = is_streamed
 
     def begin(self, now: float, context: np.ndarray, *, says_first: bool = True) -> Prompt:
         return self._prompt(now, self._say(context) if says_first else context)
@@ -193,6 +200,7 @@ class _Session:
             output_keys=np.array([self._key], np.uint32),
             max_tokens=self._max_tokens,
             predictor_key=self._predictor_key,
+            is_streamed=self._is_streamed,
             follow_up=lambda end: self._next(end, prompt_ids, min(length, self._max_tokens)),
         )
 

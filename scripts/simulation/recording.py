@@ -132,17 +132,20 @@ class RequestLog:
         self._times[1, fresh] = now
         return fresh
 
-    def take_tokens(self, ids: np.ndarray, now: float) -> None:
-        """Each of these got one token."""
+    def take_tokens(self, ids: np.ndarray, counts: np.ndarray, now: float) -> None:
+        """Each of these got so many tokens, over which the time since its last ones is spread.
+
+        The first one comes by itself.
+        """
         last = self._times[3]
-        gaps = now - last[ids]
+        gaps = (now - last[ids]) / counts
         is_first = np.isnan(gaps)
         if is_first.any():
             self._times[2, ids[is_first]] = now
-            gaps = gaps[~is_first]
+            gaps, counts = gaps[~is_first], counts[~is_first]
         last[ids] = now
-        self.num_output_tokens += ids.size
-        self.gaps.add(gaps)
+        self.num_output_tokens += int(is_first.sum()) + int(counts.sum())
+        self.gaps.add(np.repeat(gaps, counts))
 
     def finish(self, finished: RequestFinished, now: float) -> None:
         self._times[4, finished.request_id] = now
@@ -168,6 +171,7 @@ class ReplicaLog:
         self._predict = predict
         self._prediction_steps = prediction_steps
         self._next_prediction = 0
+        self._next_reads = 0
         self.block_reads = np.zeros(3, np.int64)
         """Sums over samples: blocks in the tables of decodes; reads of them that groups saved, and
         that groups within groups, down to every shared block, would have saved."""
@@ -189,8 +193,9 @@ class ReplicaLog:
 
     def sample_reads(self, engine: Engine, step_id: int, num_saved_blocks: int) -> None:
         """Now and then, count the blocks that decodes attend to, and how many different ones."""
-        if step_id % _READS_EVERY:
+        if step_id < self._next_reads:
             return
+        self._next_reads = step_id + _READS_EVERY
         slots, decode_slots = engine.running.slots, engine.running.decode_slots
         lengths = slots.num_blocks[decode_slots]
         places = ragged_places(decode_slots * slots.block_table.shape[1], lengths)

@@ -1,7 +1,8 @@
 """Replays a trace through real managers with simulated devices: a simulation of events in time.
 
 Every replica is an `Engine` and a device that executes its steps one after the other; what the
-device answers reaches the manager when the step is over. The manager itself takes no time.
+device answers reaches the manager when the step is over. The manager itself takes no time. Where
+the device repeats, a step may be a lease of several passes, which ends as a worker ends it.
 """
 
 import heapq
@@ -10,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from simulation.device import Hardware, Model, Outputs, SimulatedDevice
 from simulation.recording import Predictor, ReplicaLog, RequestLog
@@ -18,11 +20,11 @@ from simulation.workload import STOP_TOKEN, VOCAB_SIZE, Prompt, Trace
 from tokasaurus.ipc.messages.to_manager import (
     GenerateRequest,
     RunnerCapabilities,
-    StepOutput,
     TokenSampling,
     WorkerReady,
 )
 from tokasaurus.ipc.messages.to_server import EngineOutputs, RequestFinished
+from tokasaurus.ipc.messages.to_worker import StepInput
 from tokasaurus.manager.engine import Engine
 from tokasaurus.manager.settings import ManagerSettings
 from tokasaurus.server.load_balancer import LoadBalancer
@@ -45,6 +47,8 @@ class Deployment:
 
 
 Clock = Callable[[], float]
+Wake = Callable[[float], None]
+"""Asks for `Replica.end_pass` at this time."""
 EngineFactory = Callable[[ManagerSettings, WorkerReady, Clock], Engine]
 
 
@@ -59,13 +63,16 @@ class Replica:
         outputs: Outputs,
         log: ReplicaLog,
         clock: Clock,
+        wake: Wake,
     ) -> None:
         self.rank = rank
         self.log = log
         worker = WorkerReady(
             rank=0,
             capabilities=RunnerCapabilities(
-                hydragen=deployment.supports_hydragen, async_steps=True
+                hydragen=deployment.supports_hydragen,
+                async_steps=True,
+                repeats=deployment.hardware.repeats,
             ),
             num_blocks=deployment.num_blocks,
             max_model_len=deployment.max_model_len,
@@ -77,29 +84,51 @@ class Replica:
         self._device = SimulatedDevice(
             deployment.hardware, deployment.model, outputs, settings.num_slots, settings.page_size
         )
-        self._in_flight: deque[StepOutput] = deque()
-        self._free_at = 0.0
+        self._wake = wake
+        self._waiting: deque[StepInput] = deque()
+        """Steps that the device has not begun."""
+        self._is_busy = False
+        self._num_saved_blocks = 0
+        """Block reads of a decode that the groups planned last save."""
         self.busy_seconds = 0.0
+        self.num_answers = 0
 
-    def schedule(self, now: float, requests: RequestLog) -> list[float]:
-        """Send the device whatever the manager plans; when the new steps will be over."""
-        ends = []
+    def schedule(self, now: float, requests: RequestLog) -> None:
+        """Send the device whatever the manager plans."""
         while (step := self.engine.schedule()) is not None:
             if step.added_slots:
                 ids = [added.sampling.seed for added in step.added_slots]
                 self.log.start_order.extend(requests.start(ids, now).tolist())
-            output, seconds = self._device.execute(step)
-            self._free_at = max(now, self._free_at) + seconds
-            self.busy_seconds += seconds
-            self._in_flight.append(output)
-            ends.append(self._free_at)
-            self.log.sample(self.engine, now, step.step_id)
-            self.log.sample_reads(self.engine, step.step_id, self._device.num_saved_blocks)
-        return ends
+            if step.hydragen_groups is not None:
+                saved = [(group.num_rows - 1) * group.num_blocks for group in step.hydragen_groups]
+                self._num_saved_blocks = sum(saved)
+            self._waiting.append(step)
+            # Every step in flight counts as one pass, whose number this is.
+            pass_id = self.engine.counters.num_steps + self.engine.num_steps_in_flight - 1
+            self.log.sample(self.engine, now, pass_id)
+            self.log.sample_reads(self.engine, pass_id, self._num_saved_blocks)
+        self._begin(now)
 
-    def finish_step(self) -> None:
-        """The oldest step in flight is over."""
-        self.engine.apply(self._in_flight.popleft())
+    def end_pass(self, now: float) -> bool:
+        """A pass is over; whether the step is, too, and the manager has its result."""
+        is_awaited = any(step.changes_batch for step in self._waiting)
+        if self._device.may_repeat and not is_awaited:
+            self._run_until(now, self._device.repeat())
+            return False
+        self._is_busy = False
+        self.num_answers += 1
+        self.engine.apply(self._device.finish())
+        self._begin(now)
+        return True
+
+    def _begin(self, now: float) -> None:
+        if self._waiting and not self._is_busy:
+            self._is_busy = True
+            self._run_until(now, self._device.begin(self._waiting.popleft()))
+
+    def _run_until(self, now: float, seconds: float) -> None:
+        self.busy_seconds += seconds
+        self._wake(now + seconds)
 
 
 class Replay:
@@ -118,6 +147,8 @@ class Replay:
         """Virtual time."""
         self.cpu_seconds = 0.0
         self._outputs = Outputs()
+        self._pass_ends: list[tuple[float, int]] = []
+        """Heap of (when, rank), one for every device that runs."""
         self.replicas = [
             Replica(
                 rank,
@@ -126,12 +157,11 @@ class Replay:
                 self._outputs,
                 ReplicaLog(predict, prediction_steps),
                 lambda: self.seconds,
+                partial(self._end_pass_at, rank),
             )
             for rank in range(deployment.num_replicas)
         ]
         self._balancer = LoadBalancer(deployment.num_replicas)
-        self._step_ends: list[tuple[float, int]] = []
-        """Heap of (when, rank), one for every step in flight."""
         self._follow_ups: list[tuple[float, int, Prompt]] = []
         """Heap of (when, tie-breaker, prompt) of prompts that will arrive."""
         self._tie_breakers = itertools.count()
@@ -146,6 +176,7 @@ class Replay:
             cpu_seconds=self.cpu_seconds,
             busy_seconds=sum(replica.busy_seconds for replica in self.replicas),
             num_steps=sum(c.num_steps for c in counters),
+            num_answers=sum(replica.num_answers for replica in self.replicas),
             num_prompt_tokens=sum(c.num_prompt_tokens for c in counters),
             num_cached_tokens=sum(c.num_cached_tokens for c in counters),
             num_preemptions=sum(c.num_preemptions for c in counters),
@@ -158,8 +189,8 @@ class Replay:
         upcoming = next(trace, None)
         while True:
             arrival = self._next_arrival(upcoming)
-            if self._step_ends and (arrival is None or self._step_ends[0][0] < arrival):
-                self._end_step()
+            if self._pass_ends and (arrival is None or self._pass_ends[0][0] < arrival):
+                self._end_pass()
             elif arrival is not None:
                 self.seconds = arrival
                 touched = set()
@@ -184,16 +215,18 @@ class Replay:
             arrivals.append(self._follow_ups[0][0])
         return min(arrivals, default=None)
 
-    def _end_step(self) -> None:
-        self.seconds, rank = heapq.heappop(self._step_ends)
+    def _end_pass_at(self, rank: int, seconds: float) -> None:
+        heapq.heappush(self._pass_ends, (seconds, rank))
+
+    def _end_pass(self) -> None:
+        self.seconds, rank = heapq.heappop(self._pass_ends)
         replica = self.replicas[rank]
-        replica.finish_step()
-        self._advance(replica)
+        if replica.end_pass(self.seconds):
+            self._advance(replica)
 
     def _advance(self, replica: Replica) -> None:
         """What the manager does after messages have come."""
-        for end in replica.schedule(self.seconds, self.requests):
-            heapq.heappush(self._step_ends, (end, replica.rank))
+        replica.schedule(self.seconds, self.requests)
         for outputs in replica.engine.take_messages().values():
             self._take(outputs)
 
@@ -213,7 +246,7 @@ class Replay:
 
     def _take(self, outputs: EngineOutputs) -> None:
         if outputs.request_ids.size:
-            self.requests.take_tokens(outputs.request_ids, self.seconds)
+            self.requests.take_tokens(outputs.request_ids, outputs.num_tokens, self.seconds)
         for finished in outputs.finished:
             self._finish(finished)
 
@@ -241,6 +274,7 @@ def as_requests(prompt: Prompt, first_id: int) -> Iterator[GenerateRequest]:
             stop_token_ids=_STOP_TOKENS,
             priority=prompt.priority,
             predictor_key=prompt.predictor_key,
+            wants_every_token=prompt.is_streamed,
         )
 
 

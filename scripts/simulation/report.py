@@ -53,6 +53,8 @@ class Report:
     """The same if groups were nested down to every block that two sequences share."""
     num_running_mean: float
     num_steps: int
+    num_answers: int
+    """Steps that managers had to take in: the passes of a lease are steps with one answer."""
     cpu_seconds: float
     cpu_us_per_step: float
 
@@ -92,6 +94,7 @@ def build_report(result: ReplayResult) -> Report:
         num_running_mean=sum(_mean(log.running[:-1], np.diff(log.times)) for log in logs)
         / len(logs),
         num_steps=result.num_steps,
+        num_answers=result.num_answers,
         cpu_seconds=result.cpu_seconds,
         cpu_us_per_step=1e6 * result.cpu_seconds / max(result.num_steps, 1),
     )

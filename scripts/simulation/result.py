@@ -20,6 +20,7 @@ class ReplayResult:
     cpu_seconds: float
     busy_seconds: float
     num_steps: int
+    num_answers: int
     num_prompt_tokens: int
     num_cached_tokens: int
     num_preemptions: int

@@ -55,7 +55,7 @@ def read_jsonl(path: Path) -> list[Prompt]:
     {"arrival_seconds": 0.5, "prompt_tokens": 300 or "prompt_ids": [..], "output_tokens": 80 or
     [80, 95, ..] (one per sample), "max_tokens": 512}, and where wanted "prefix": "name",
     "prefix_tokens": 200 (prompts that name the same prefix begin with the same tokens),
-    "priority": 0, "predictor_key": "batch". Raises TraceError.
+    "priority": 0, "predictor_key": "batch", "stream": true. Raises TraceError.
     """
     prompts = []
     with path.open() as lines:
@@ -90,4 +90,5 @@ def _prompt_from(entry: dict, number: int) -> Prompt:
         max_tokens=int(entry["max_tokens"]),
         priority=int(entry.get("priority", 0)),
         predictor_key=str(entry.get("predictor_key", "")),
+        is_streamed=bool(entry.get("stream", False)),
     )

@@ -47,6 +47,8 @@ class Prompt:
     max_tokens: int
     priority: int = 0
     predictor_key: str = ""
+    is_streamed: bool = False
+    """Somebody waits for each token: nothing that runs beside it is leased."""
     follow_up: Callable[[float], "Prompt | None"] | None = field(default=None, repr=False)
     """Called with the time at which the last sample ended: what the same client asks next."""
 

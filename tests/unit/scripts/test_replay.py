@@ -1,7 +1,9 @@
 """Replays: every request ends as the trace says, times add up, and the same trace repeats."""
 
 from collections.abc import Iterator
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from simulation.device import HARDWARE, MODELS, Outputs, SimulatedDevice
@@ -20,7 +22,12 @@ NO_INTS = np.empty(0, np.int32)
 
 
 def deployment(
-    *, num_replicas: int = 1, num_blocks: int = 400, steps_ahead: int = 1, num_slots: int = 16
+    *,
+    num_replicas: int = 1,
+    num_blocks: int = 400,
+    steps_ahead: int = 1,
+    num_slots: int = 16,
+    max_decode_repeats: int = 16,
 ) -> Deployment:
     return Deployment(
         hardware=HARDWARE_CPU,
@@ -30,6 +37,7 @@ def deployment(
             max_tokens_per_forward=256,
             max_seqs_per_forward=num_slots,
             scheduling_steps_ahead=steps_ahead,
+            max_decode_repeats=max_decode_repeats,
         ),
         num_replicas=num_replicas,
         num_blocks=num_blocks,
@@ -75,6 +83,39 @@ def test_run_ahead_overlaps_nothing_on_the_device() -> None:
     [ttft] = replay.requests.first_token - replay.requests.arrival
     assert 0 < ttft < elapsed
     assert replay.requests.gaps.counts.sum() == 19
+
+
+def test_leases_take_as_long_with_fewer_answers() -> None:
+    """Whoever decodes alone gets the same tokens in the same time."""
+    leased, single_steps = (
+        replayed(iter([single(100, [45])]), deployment(max_decode_repeats=repeats)).result()
+        for repeats in (16, 1)
+    )
+    assert leased.num_answers < leased.num_steps / 5
+    assert single_steps.num_answers == single_steps.num_steps
+    # The last step of a sequence that stops is followed by one more that was planned ahead.
+    assert abs(leased.num_steps - single_steps.num_steps) <= 1
+    assert leased.requests.num_output_tokens == single_steps.requests.num_output_tokens == 45
+    assert leased.requests.ended == pytest.approx(single_steps.requests.ended)
+    assert leased.requests.gaps.counts.sum() == 44
+
+
+def test_nothing_beside_a_stream_is_leased() -> None:
+    prompts = [single(100, [20]), single(90, [40])]
+    prompts[0].is_streamed = True
+    result = replayed(iter(prompts), deployment()).result()
+    assert 20 < result.num_answers < result.num_steps
+
+
+def test_an_arrival_waits_no_longer_for_leases() -> None:
+    """It waits for the pass that runs and for one of the lease behind it."""
+    first_tokens = []
+    for repeats in (16, 1):
+        first, late = single(20, [400], max_tokens=400), single(30, [5])
+        late.arrival_seconds = 2.0123
+        replay = replayed(iter([first, late]), deployment(max_decode_repeats=repeats))
+        first_tokens.append(replay.requests.first_token[1])
+    assert first_tokens[0] == pytest.approx(first_tokens[1])
 
 
 def test_same_trace_same_report() -> None:
@@ -137,6 +178,10 @@ def step(
     )
 
 
+def changed(step: StepInput, **values: Any) -> StepInput:
+    return msgspec.structs.replace(step, **values)
+
+
 def new_device() -> SimulatedDevice:
     outputs = Outputs()
     outputs.add(0, np.array([11, 12], np.uint32), np.array([3, 5]))
@@ -146,15 +191,38 @@ def new_device() -> SimulatedDevice:
 def test_device_draws_the_trace_and_stops() -> None:
     device = new_device()
     added = AddedSlot(2, 16, 40, TokenSampling(seed=0))
-    drawn = [device.execute(step([], [added], (2, 24)))[0].token_ids]
-    drawn += [device.execute(step([2]))[0].token_ids for _ in range(2)]
+    drawn = []
+    for each in (step([], [added], (2, 24)), step([2]), step([2])):
+        device.begin(each)
+        drawn.append(device.finish().token_ids)
     assert np.concatenate(drawn).tolist() == [*text(11, 40, 42).tolist(), STOP_TOKEN]
+
+
+def test_device_repeats_until_a_row_stops() -> None:
+    """From then on leases have a single pass each, until a slot is freed."""
+    device = new_device()
+    for slot in (0, 1):
+        device.begin(step([], [AddedSlot(slot, 0, 40, TokenSampling(seed=slot))], (slot, 40)))
+        device.finish()
+    lease = changed(step([0, 1]), max_passes=5)
+    seconds = device.begin(lease)
+    assert device.may_repeat
+    seconds += device.repeat()
+    assert not device.may_repeat
+    output = device.finish()
+    assert output.execute_seconds == seconds
+    assert output.token_ids[:, 0].tolist() == [*text(11, 41, 42).tolist(), STOP_TOKEN]
+    assert output.token_ids[:, 1].tolist() == text(12, 41, 43).tolist()
+    device.begin(changed(step([1]), max_passes=5))
+    assert not device.may_repeat
+    device.begin(changed(step([1]), max_passes=5, freed_slots=np.zeros(1, np.int32)))
+    assert device.finish().token_ids.tolist() == [STOP_TOKEN]
 
 
 def test_device_takes_longer_for_more_tokens_and_more_context() -> None:
     def seconds(num_tokens: int, num_cached: int = 0) -> float:
         added = AddedSlot(0, num_cached, 10_000, TokenSampling(seed=0))
-        return new_device().execute(step([], [added], (0, num_tokens)))[1]
+        return new_device().begin(step([], [added], (0, num_tokens)))
 
     weights = MODEL.weight_bytes / HARDWARE_CPU.bytes_per_second
     assert seconds(1) == pytest.approx(HARDWARE_CPU.step_seconds + weights, rel=0.01)
@@ -168,10 +236,8 @@ def test_device_reads_a_shared_prefix_once() -> None:
         device = new_device()
         for slot in (0, 1):
             added = AddedSlot(slot, 0, 2000, TokenSampling(seed=slot))
-            device.execute(step([], [added], (slot, 2000)))
-        decode = step([0, 1])
-        fields = {name: getattr(decode, name) for name in decode.__struct_fields__}
-        return device.execute(StepInput(**{**fields, "hydragen_groups": groups}))[1]
+            device.begin(step([], [added], (slot, 2000)))
+        return device.begin(changed(step([0, 1]), hydragen_groups=groups))
 
     saved = seconds([]) - seconds([HydragenGroup(0, 2, 100)])
     kv_bytes = MODEL.kv_bytes_per_token * 1600

@@ -59,17 +59,18 @@ def test_request_log_grows_and_keeps_what_it_has() -> None:
     assert log.add(3000, 2.0) == 1000
     assert log.start([3999, 5], 3.0).tolist() == [3999, 5]
     assert log.start([5, 6], 4.0).tolist() == [6]
-    log.take_tokens(np.array([5, 3999]), 5.0)
-    log.take_tokens(np.array([3999]), 6.5)
+    log.take_tokens(np.array([5, 3999]), np.array([1, 1]), 5.0)
+    log.take_tokens(np.array([5, 3999]), np.array([3, 1]), 6.5)
     log.finish(RequestFinished(request_id=3999, reason="stop", num_preemptions=2), 6.5)
     log.finish(RequestFinished(request_id=0, reason="error", error="too long"), 1.0)
     assert log.arrival[[0, 1000, 3999]].tolist() == [1.0, 2.0, 2.0]
     assert log.started[[5, 6, 3999]].tolist() == [3.0, 4.0, 3.0]
     assert log.first_token[[5, 3999]].tolist() == [5.0, 5.0]
     assert log.gaps.percentile(100) == pytest.approx(1.5, rel=0.02)
+    assert log.gaps.percentile(75) == pytest.approx(0.5, rel=0.02)
     assert log.num_preemptions[3999] == 2
     assert log.num_refused == 1
-    assert log.num_output_tokens == 3
+    assert log.num_output_tokens == 6
 
 
 def test_compares_and_plots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

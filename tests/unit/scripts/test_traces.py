@@ -81,6 +81,15 @@ def test_monkeys_samples_share_a_prompt_and_prompts_their_examples() -> None:
     assert (first.prompt_ids[:600] == second.prompt_ids[:600]).all()
 
 
+@pytest.mark.parametrize("streamed", [0.0, 0.5, 1.0])
+def test_a_share_of_the_conversations_streams(streamed: float) -> None:
+    prompts = list(find_trace("chat", ["requests=400", f"streamed={streamed}"])())
+    share = sum(prompt.is_streamed for prompt in prompts) / len(prompts)
+    assert share == pytest.approx(streamed, abs=0.02)
+    following = [(p, p.follow_up(1.0)) for p in prompts if p.follow_up is not None]
+    assert all(p.is_streamed == f.is_streamed for p, f in following if f is not None)
+
+
 def test_texts_differ() -> None:
     assert (text(1, 0, 1000) != text(2, 0, 1000)).mean() > 0.99
     assert (text(1, 5, 1000) == text(1, 0, 1000)[5:]).all()
@@ -99,6 +108,7 @@ def test_reads_jsonl(tmp_path: Path) -> None:
             "output_tokens": [5, 6],
             "max_tokens": 8,
             "priority": 2,
+            "stream": True,
         },
         {
             "prompt_tokens": 30,
@@ -115,6 +125,7 @@ def test_reads_jsonl(tmp_path: Path) -> None:
     assert (first.prompt_ids[:20] == second.prompt_ids[:20]).all()
     assert second.output_lens.tolist() == [5, 6]
     assert second.priority == 2
+    assert [p.is_streamed for p in (first, second, third)] == [False, True, False]
     assert third.prompt_ids.tolist() == [1, 2, 3]
 
 

@@ -48,7 +48,8 @@ def test_the_default_is_for_those_that_say_nothing() -> None:
     async def check(server: TinyServer) -> None:
         server.manager.runs_by_itself = False
         await server.error(PATHS[0], {"prompt": "Hi"}, 504)
-        patient = asyncio.create_task(server.complete(timeout=60, max_tokens=1))
+        patient = asyncio.create_task(server.complete(timeout=600, max_tokens=1))
+        await until(lambda: bool(server.manager.running))
         await asyncio.sleep(5 * SHORT)
         server.manager.tick()
         assert (await patient)["usage"]["completion_tokens"] == 1
@@ -77,7 +78,7 @@ def test_timeouts_that_are_none(timeout: object) -> None:
 
 
 async def until(is_so: Callable[[], bool]) -> None:
-    for _ in range(3000):
+    for _ in range(6000):
         if is_so():
             return
         await asyncio.sleep(SHORT)

@@ -31,7 +31,7 @@ def run(check: Check, *, num_managers: int = 1, max_in_flight: int | None = None
             num_managers=num_managers,
             max_in_flight=max_in_flight,
         )
-        await client.start(deadline_seconds=10)
+        await client.start(deadline_seconds=60)
         for manager in managers:
             manager.runs_by_itself = False
         await check(client, managers)

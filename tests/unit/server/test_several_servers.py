@@ -158,7 +158,7 @@ def test_batches_run_at_the_leader_and_show_everywhere(tmp_path: Path, creator: 
         created = await here.post("/v1/batches", body)
         assert created.status_code == 200, created.text
         path = f"/v1/batches/{created.json()['id']}"
-        for _ in range(1000):
+        for _ in range(6000):
             batch = (await there.http.get(path)).json()
             if batch["status"] == "completed":
                 break

@@ -2,11 +2,15 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from tests.unit.server.tiny_server import TinyServer
 from tokasaurus.server.batches.settings import BatchSettings
+from tokasaurus.server.schemas.batches import Batch
+from tokasaurus.server.store.store import Store
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -52,12 +56,22 @@ async def retrieve(server: TinyServer, batch_id: str) -> dict[str, Any]:
 
 
 async def wait_for(server: TinyServer, batch_id: str, *statuses: str) -> dict[str, Any]:
-    for _ in range(3000):
+    for _ in range(6000):
         batch = await retrieve(server, batch_id)
         if batch["status"] in statuses:
             return batch
         await asyncio.sleep(0.01)
     raise AssertionError(f"the batch is still {batch['status']}")
+
+
+async def until_completed(server: TinyServer, batch_id: str, count: int) -> dict[str, Any]:
+    """The batch once it counts so many answers."""
+    for _ in range(6000):
+        batch = await retrieve(server, batch_id)
+        if batch["request_counts"]["completed"] >= count:
+            return batch
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"the batch is still at {batch['request_counts']}")
 
 
 async def read_lines(server: TinyServer, file_id: str | None) -> list[dict[str, Any]]:
@@ -66,3 +80,14 @@ async def read_lines(server: TinyServer, file_id: str | None) -> list[dict[str, 
     response = await server.http.get(f"/v1/files/{file_id}/content")
     assert response.status_code == 200, response.text
     return [json.loads(one) for one in response.text.splitlines()]
+
+
+@asynccontextmanager
+async def changed(path: Path, batch_id: str) -> AsyncIterator[tuple[Batch, Store]]:
+    """A stored batch to change, while no server runs it."""
+    store = Store(path / "state")
+    await store.open()
+    batch = await store.batch(batch_id)
+    yield batch, store
+    await store.save_batch(batch)
+    await store.close()

@@ -9,11 +9,13 @@ import pytest
 
 from tests.unit.server.batches.batch_client import (
     COMPLETIONS,
+    changed,
     create,
     line,
     read_lines,
     retrieve,
     settings,
+    until_completed,
     upload,
     wait_for,
 )
@@ -158,9 +160,7 @@ def test_counts_are_live_and_cancelling_keeps_what_is_done(tmp_path: Path) -> No
         batch_id = await create(server, [line(f"{i}", max_tokens=1 + i) for i in range(4)])
         await until_running(server, 4)
         server.manager.tick()
-        for _ in range(20):
-            await asyncio.sleep(0)
-        batch = await retrieve(server, batch_id)
+        batch = await until_completed(server, batch_id, 1)
         assert batch["status"] == "in_progress"
         assert batch["request_counts"] == {"total": 4, "completed": 1, "failed": 0}
         response = await server.post(f"/v1/batches/{batch_id}/cancel", {})
@@ -186,7 +186,7 @@ def test_cancelling_at_any_time_leaves_all_places_free(tmp_path: Path) -> None:
             batch = await wait_for(server, batch_id, "cancelled", "completed")
             counts = batch["request_counts"]
             assert len(await read_lines(server, batch["output_file_id"])) == counts["completed"]
-            assert await asyncio.wait_for(capacity.acquire(8), 10) == 8
+            assert await asyncio.wait_for(capacity.acquire(8), 60) == 8
             capacity.release(8)
 
     run(check, batch_settings=settings(tmp_path, max_in_flight=8))
@@ -200,8 +200,7 @@ def test_a_batch_that_was_being_cancelled_ends_cancelled(tmp_path: Path) -> None
         batch_ids.append(await create(server, [line("a", max_tokens=1), line("b")]))
         await until_running(server, 2)
         server.manager.tick()
-        for _ in range(20):
-            await asyncio.sleep(0)
+        await until_completed(server, batch_ids[0], 1)
         await server.state.batch_service.close()
         store = Store(tmp_path / "state")
         await store.open()  # as if it had been killed while cancelling, before it saved counts
@@ -222,25 +221,47 @@ def test_a_batch_that_was_being_cancelled_ends_cancelled(tmp_path: Path) -> None
 
 
 def test_what_is_not_done_in_the_window_expires(tmp_path: Path) -> None:
+    """Whether it runs by then or has not got so far."""
+
     async def check(server: TinyServer) -> None:
         server.manager.runs_by_itself = False
-        batch_id = await create(
-            server,
-            [line("done", max_tokens=1), line("late"), line("later")],
-            completion_window="2s",
-        )
+        batch_id = await create(server, [line("a"), line("b")], completion_window="1s")
+        batch = await wait_for(server, batch_id, "expired")
+        assert batch["request_counts"] == {"total": 2, "completed": 0, "failed": 2}
+        late = await read_lines(server, batch["error_file_id"])
+        assert [a["error"]["code"] for a in late] == ["batch_expired"] * 2
+        assert not server.manager.running
+
+    run(check, batch_settings=settings(tmp_path))
+
+
+def test_what_is_done_stays_when_the_rest_expires(tmp_path: Path) -> None:
+    batch_ids: list[str] = []
+
+    async def first(server: TinyServer) -> None:
+        server.manager.runs_by_itself = False
+        lines = [line("done", max_tokens=1), line("late"), line("later")]
+        batch_ids.append(await create(server, lines))
         await until_running(server, 3)
         server.manager.tick()
-        batch = await wait_for(server, batch_id, "expired")
+        await until_completed(server, batch_ids[0], 1)
+        await server.state.batch_service.close()
+        async with changed(tmp_path, batch_ids[0]) as (batch, _):
+            batch.expires_at = 5
+
+    async def second(server: TinyServer) -> None:
+        await server.state.batch_service.resume()
+        batch = await wait_for(server, batch_ids[0], "expired")
         assert batch["request_counts"] == {"total": 3, "completed": 1, "failed": 2}
         assert len(await read_lines(server, batch["output_file_id"])) == 1
         late = await read_lines(server, batch["error_file_id"])
         assert [a["custom_id"] for a in late] == ["late", "later"]
         assert all(a["error"]["code"] == "batch_expired" for a in late)
         assert all(a["response"] is None for a in late)
-        assert not server.manager.running
+        assert not server.manager.requests
 
-    run(check, batch_settings=settings(tmp_path))
+    run(first, batch_settings=settings(tmp_path))
+    run(second, batch_settings=settings(tmp_path))
 
 
 def test_a_restart_repeats_only_what_was_in_flight(tmp_path: Path) -> None:
@@ -253,9 +274,8 @@ def test_a_restart_repeats_only_what_was_in_flight(tmp_path: Path) -> None:
         )
         await until_running(server, 6)
         server.manager.tick()
-        for _ in range(20):
-            await asyncio.sleep(0)
-        assert (await retrieve(server, batch_ids[0]))["request_counts"]["completed"] == 3
+        batch = await until_completed(server, batch_ids[0], 3)
+        assert batch["request_counts"]["completed"] == 3
         await server.state.batch_service.close()
 
     async def second(server: TinyServer) -> None:
@@ -370,7 +390,7 @@ def test_items_need_no_key_of_their_own(tmp_path: Path) -> None:
 
 
 async def until_running(server: TinyServer, num_sequences: int) -> None:
-    for _ in range(3000):
+    for _ in range(12_000):
         if len(server.manager.running) == num_sequences:
             return
         await asyncio.sleep(0.005)

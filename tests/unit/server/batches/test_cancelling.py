@@ -2,29 +2,14 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.unit.server.batches.batch_client import create, line, settings, wait_for
+from tests.unit.server.batches.batch_client import changed, create, line, settings, wait_for
 from tests.unit.server.tiny_server import TinyServer, run
 from tokasaurus.server.batches.results import ResultFiles
 from tokasaurus.server.batches.run import BatchRun
-from tokasaurus.server.schemas.batches import Batch
-from tokasaurus.server.store.store import Store
-
-
-@asynccontextmanager
-async def changed(path: Path, batch_id: str) -> AsyncIterator[tuple[Batch, Store]]:
-    """A stored batch to change, while no server runs it."""
-    store = Store(path / "state")
-    await store.open()
-    batch = await store.batch(batch_id)
-    yield batch, store
-    await store.save_batch(batch)
-    await store.close()
 
 
 def test_a_batch_that_was_cancelled_while_it_was_validated_ends_cancelled(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ tests are constants, such as a build of the kernels.
 """
 
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -18,6 +19,13 @@ _UNTIMED = settings(
 settings.register_profile("repeatable", _UNTIMED, derandomize=True)
 settings.register_profile("search", _UNTIMED, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+@pytest.fixture(autouse=True)
+def _own_noise() -> None:
+    """What a test draws from torch's generator does not depend on the tests before it."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -19,12 +19,6 @@ MakeRunner = Callable[..., TorchRunner]
 PLAIN = {"cpu_kernels": False}
 
 
-@pytest.fixture(scope="module")
-def compiled(make_runner: MakeRunner) -> TorchRunner:
-    torch.compiler.reset()  # all tests share a process, and its limit of graphs
-    return make_runner(forward=ForwardOptions(compile_options=CompileOptions()), **PLAIN)
-
-
 class RecordingDriver(StepDriver):
     """Keeps what each step says about compilations."""
 
@@ -57,7 +51,18 @@ def sweep(driver: StepDriver) -> list[DrivenSequence]:
     return sequences
 
 
-def test_no_recompiles_and_the_same_tokens(compiled: TorchRunner, make_runner: MakeRunner) -> None:
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "eager",
+        # Slow: generates and compiles C++ for a quarter of a minute of both cores.
+        pytest.param("inductor", marks=pytest.mark.slow),
+    ],
+)
+def test_no_recompiles_and_the_same_tokens(backend: str, make_runner: MakeRunner) -> None:
+    torch.compiler.reset()  # all tests share a process, and its limit of graphs
+    options = CompileOptions(backend=backend)
+    compiled = make_runner(forward=ForwardOptions(compile_options=options), **PLAIN)
     eager = sweep(StepDriver(make_runner(**PLAIN), PAGE_SIZE))
     driver = RecordingDriver(compiled, PAGE_SIZE)
     result = sweep(driver)

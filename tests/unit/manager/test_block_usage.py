@@ -4,6 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from tokasaurus.manager.block_owners import BlockOwners
 from tokasaurus.manager.block_usage import (
     Loads,
@@ -86,7 +87,7 @@ def _loads(sequences: list[_Sequence]) -> Loads:
 
 
 @given(_populations())
-@settings(max_examples=150)
+@settings(max_examples=examples(50, searching=250))
 def test_usage_equals_a_replay(population: tuple[int, list[_Sequence]]) -> None:
     page_size, sequences = population
     num_steps = max(sequence.end for sequence in sequences) + 3
@@ -100,7 +101,7 @@ def test_usage_equals_a_replay(population: tuple[int, list[_Sequence]]) -> None:
 
 
 @given(_populations(), st.integers(0, 12))
-@settings(max_examples=150)
+@settings(max_examples=examples(50, searching=250))
 def test_usage_of_more_sequences_equals_a_new_one(
     population: tuple[int, list[_Sequence]], num_before: int
 ) -> None:
@@ -115,7 +116,7 @@ def test_usage_of_more_sequences_equals_a_new_one(
 
 
 @given(_populations(), st.data())
-@settings(max_examples=150)
+@settings(max_examples=examples(50, searching=250))
 def test_a_block_is_its_last_holders(
     population: tuple[int, list[_Sequence]], data: st.DataObject
 ) -> None:

@@ -8,6 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from tests.examples import examples
 from tokasaurus.manager.block_allocator import BlockAllocator
 from tokasaurus.manager.prefix_tree import NO_BLOCKS
 
@@ -131,7 +132,7 @@ class AllocatorMachine(RuleBasedStateMachine):
 
 
 TestAllocator = AllocatorMachine.TestCase
-TestAllocator.settings = settings(max_examples=60, stateful_step_count=40)
+TestAllocator.settings = settings(max_examples=examples(25, searching=100), stateful_step_count=40)
 
 
 def _cache(allocator: BlockAllocator, tokens: Iterable[int], salt: str = "") -> np.ndarray:

@@ -4,6 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from tests.unit.manager.harness import make_request
 from tokasaurus.manager.running_set import RunningSet
 from tokasaurus.manager.sequence import Sequence
@@ -98,7 +99,7 @@ def test_twins_and_strangers_onboard_together_as_one_after_the_other() -> None:
     st.integers(1, 5),
     st.data(),
 )
-@settings(max_examples=150)
+@settings(max_examples=examples(50, searching=250))
 def test_any_batches_onboard_as_one_after_the_other(
     prompts: list[tuple[list[int], str]], page_size: int, data: st.DataObject
 ) -> None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from tests.unit.manager.harness import Harness, make_embedding, make_request
 from tokasaurus.manager.onboarding import AdmissionPolicy, ReserveAllTokens, ReserveKnownTokens
 
@@ -96,14 +97,14 @@ def test_soak(
         hydragen_min_group_size=2,
         hydragen_min_prefix_len=3,
     )
-    _soak(harness, np.random.default_rng(seed), 400)
+    _soak(harness, np.random.default_rng(seed), 250)
     harness.check_tokens()
     harness.check_empty()
     reasons = {finished.reason for finished in harness.finished.values()}
     assert reasons == {"stop", "length", "cancelled", "error"}
 
 
-@settings(max_examples=25)
+@settings(max_examples=examples(10, searching=40))
 @given(
     seed=st.integers(0, 2**32),
     page_size=st.integers(1, 9),

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from tests.unit.server.tiny_server import TinyServer, run
 from tests.unit.server.tool_calls import CALL, QWEN, says
 
@@ -127,7 +128,7 @@ def mutated(draw: st.DrawFn) -> tuple[str, str]:
 
 @pytest.mark.parametrize("with_calls", [False, True])
 @settings(
-    max_examples=60,
+    max_examples=examples(25, searching=100),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(requests=st.lists(mutated(), min_size=1, max_size=12))

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders
 
+from tests.examples import examples
 from tests.unit.tokenization.tiny_tokenizers import byte_fallback, byte_level, words
 from tokasaurus.tokenization.detokenizer import Detokenizer, WindowDetokenizer
 from tokasaurus.tokenization.tokenizer import Tokenizer
@@ -33,7 +34,7 @@ def streamed(detokenizer: Detokenizer, ids: list[int], sizes: list[int]) -> str:
 @pytest.mark.parametrize("kind", EXACT)
 @pytest.mark.parametrize("skip", [True, False])
 @given(ids=token_lists, sizes=cuts)
-@settings(max_examples=150)
+@settings(max_examples=examples(50, searching=200))
 def test_equals_full_decode(kind: str, skip: bool, ids: list[int], sizes: list[int]) -> None:
     backend = EXACT[kind]
     detokenizer = Tokenizer(backend, {}).detokenizer(skip_special_tokens=skip)
@@ -42,7 +43,7 @@ def test_equals_full_decode(kind: str, skip: bool, ids: list[int], sizes: list[i
 
 @pytest.mark.parametrize("kind", FALLBACK)
 @given(text=st.text(alphabet="ab é日😀the fox.ﷺ"), sizes=cuts)
-@settings(max_examples=150)
+@settings(max_examples=examples(50, searching=200))
 def test_byte_fallback_equals_full_decode_of_text(kind: str, text: str, sizes: list[int]) -> None:
     backend = FALLBACK[kind]
     ids = backend.encode(text.replace(" ", "▁")).ids
@@ -52,7 +53,7 @@ def test_byte_fallback_equals_full_decode_of_text(kind: str, text: str, sizes: l
 
 
 @given(ids=token_lists, sizes=cuts)
-@settings(max_examples=300)
+@settings(max_examples=examples(100, searching=400))
 def test_byte_fallback_of_anything(ids: list[int], sizes: list[int]) -> None:
     backend = FALLBACK["strip"]
     tokenizer = Tokenizer(backend, {})

@@ -3,6 +3,7 @@
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from tokasaurus.tokenization.stop_strings import StopMatcher
 
 stop_lists = st.lists(st.text("ab", min_size=1, max_size=5), min_size=1, max_size=4)
@@ -28,7 +29,7 @@ def run(matcher: StopMatcher, pieces: list[str]) -> list[str]:
 
 
 @given(pieces=st.lists(st.text("abc", max_size=6), max_size=12), stops=stop_lists)
-@settings(max_examples=500)
+@settings(max_examples=examples(200, searching=800))
 @example(pieces=["aab", "aac"], stops=["aabaac", "abaab"])
 def test_equals_oracle(pieces: list[str], stops: list[str]) -> None:
     text, stop = oracle("".join(pieces), stops)
@@ -40,7 +41,7 @@ def test_equals_oracle(pieces: list[str], stops: list[str]) -> None:
 
 
 @given(pieces=st.lists(st.text("abc", max_size=6), max_size=12), stops=stop_lists)
-@settings(max_examples=300)
+@settings(max_examples=examples(120, searching=500))
 def test_holds_back_no_more_than_needed(pieces: list[str], stops: list[str]) -> None:
     matcher = StopMatcher(stops)
     sent = seen = ""

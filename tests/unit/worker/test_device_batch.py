@@ -4,6 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from tokasaurus.ipc.messages.to_manager import TokenSampling
 from tokasaurus.ipc.messages.to_worker import AddedSlot, StepInput
 from tokasaurus.worker.device_batch import BatchBuilder, DeviceBatch
@@ -15,7 +16,7 @@ def built(builder: BatchBuilder, step: StepInput) -> DeviceBatch:
     return builder.build(step)
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(60, searching=250))
 @given(st.data())
 def test_equals_sequence_by_sequence(data: st.DataObject) -> None:
     page_size = data.draw(st.sampled_from([1, 3, 16]))

@@ -1,9 +1,10 @@
 """The slot table equals lists and dictionaries."""
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from tokasaurus.ipc.messages.to_manager import TokenSampling
 from tokasaurus.ipc.messages.to_worker import AddedSlot, StepInput
 from tokasaurus.worker.slot_table import SlotTable
@@ -29,6 +30,7 @@ def make_step(
     )
 
 
+@settings(max_examples=examples(40, searching=200))
 @given(st.data())
 def test_equals_lists(data: st.DataObject) -> None:
     table = SlotTable(max_blocks_per_slot=MAX_BLOCKS, vocab_size=50)

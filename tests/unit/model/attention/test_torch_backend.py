@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
+from tests.examples import examples
 from tests.unit.model.attention.backend_contract import (
     check_an_empty_batch,
     check_nan_stays_in_its_row,
@@ -34,7 +35,7 @@ def check(case: PagedCase, dtype: torch.dtype) -> None:
     check_oracle(case, partial(make_backend, dtype=dtype), dtype, TOLERANCE[dtype])
 
 
-@settings(max_examples=120)
+@settings(max_examples=examples(50, searching=200))
 @given(
     random_cases(
         page_sizes=[1, 2, 3, 8, 16, 64],

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from tests.unit.model.sampling.reference_sampler import make_batch
 from tokasaurus.ipc.messages.to_manager import TokenSampling
 from tokasaurus.ipc.messages.to_worker import AddedSlot, StepInput
@@ -85,7 +86,7 @@ samplings = st.builds(
 )  # fmt: skip
 
 
-@settings(max_examples=80)
+@settings(max_examples=examples(30, searching=120))
 @given(st.data())
 @torch.inference_mode()
 def test_equals_plain_python(data: st.DataObject) -> None:

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from tests.unit.model.sampling.reference_sampler import (
     assert_same_draws,
     kept_tokens,
@@ -46,7 +47,7 @@ def cases(draw: st.DrawFn) -> tuple[torch.Tensor, dict[str, Any]]:
     }
 
 
-@settings(max_examples=250)
+@settings(max_examples=examples(80, searching=400))
 @given(cases())
 def test_equals_plain_implementation(case: tuple[torch.Tensor, dict[str, Any]]) -> None:
     logits, columns = case

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from tokasaurus.server.output_events import OutputEvent, ReasoningPiece, TextPiece, merged
 from tokasaurus.server.reasoning.splitter import REASONING_FORMATS, ReasoningSplitter
 
@@ -44,7 +45,7 @@ def test_split(inside: bool, text: str, reasoning: str, answer: str) -> None:
     assert split(text, inside=inside, cuts=list(range(len(text)))) == expected
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(100, searching=500))
 @given(
     parts=st.lists(
         st.sampled_from(["<think>", "</think>", "<", "th", ">", " ", "\n", "a", "b c"]), max_size=12

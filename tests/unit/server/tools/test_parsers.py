@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from tokasaurus.server.output_events import (
     ArgumentsPiece,
     CallStart,
@@ -161,7 +162,7 @@ TEXTS = st.lists(st.sampled_from(FRAGMENTS), max_size=14).map("".join)
 
 
 @pytest.mark.parametrize("parser", PARSERS)
-@settings(max_examples=400)
+@settings(max_examples=examples(120, searching=600))
 @given(text=TEXTS, data=st.data())
 def test_any_cut_gives_the_same(parser: type[ToolParser], text: str, data: st.DataObject) -> None:
     whole = parsed(parser, text)
@@ -183,6 +184,7 @@ JSON_VALUES = st.recursive(
 )
 
 
+@settings(max_examples=examples(40, searching=200))
 @given(
     calls=st.lists(st.dictionaries(st.text(max_size=8), JSON_VALUES), min_size=1, max_size=3),
     ascii_only=st.booleans(),

@@ -43,7 +43,8 @@ class Step:
         return [*self.prefill, *((1, keys) for keys in self.decode)]
 
 
-def check_plan(step: Step) -> None:
+def check_plan(step: Step) -> list[list[int]]:
+    """Returns the items."""
     rows = step.rows()
     num_blocks = [-(-keys // step.page_size) for _, keys in rows]
     indptr = np.cumsum([0, *num_blocks]).astype(np.int32)
@@ -112,6 +113,7 @@ def check_plan(step: Step) -> None:
     }
     for (token, head), count in np.ndenumerate(num_items):
         assert count == len(merged.get((token, head), [None]))
+    return items.tolist()
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 3, 7, 16, 64])
@@ -120,6 +122,15 @@ def test_a_long_row_whose_last_keys_are_fewer_than_threads(num_threads: int) -> 
     for num_blocks in (1, 2, 4, 31, 128):
         for past in (0, 1, 2 * num_threads - 1, 2 * num_threads + 1):
             check_plan(Step(decode=(64 * num_blocks + past,), num_threads=num_threads))
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_threads_share_a_short_row_equally(num_threads: int) -> None:
+    items = check_plan(Step(decode=(192,), num_threads=num_threads))
+    share = 192 // num_threads
+    assert [(item[3], item[4], item[5]) for item in items] == [
+        (3, i * share, (i + 1) * share) for i in range(num_threads)
+    ]
 
 
 @st.composite

@@ -1,6 +1,8 @@
 // One layer's paged attention: append, flash-style items, merge. See attention.h for the layouts.
 #include "attention.h"
 
+#include <algorithm>
+
 #include "attention_cache.h"
 #include "attention_expanded.h"
 #include "attention_merge.h"
@@ -11,15 +13,17 @@
 namespace toka {
 namespace {
 
-// With fewer items per thread, one that is taken ahead may keep a thread waiting.
-constexpr int64_t ITEMS_AHEAD = 16;
-
 // One thread's work on items.
 template <class T>
 class Worker {
  public:
   explicit Worker(const AttentionCall& call)
       : call_(call), rows_(call), streamed_(call, rows_), expanded_(call, rows_) {}
+
+  // Brings the first keys into the cache.
+  void fetch(const Item& item) const {
+    if (!expands(item)) streamed_.fetch(item);
+  }
 
   // `next` is what this thread does afterwards, or null: its first keys are fetched meanwhile.
   void run(const Item& item, const Item* next, float* partials) {
@@ -55,19 +59,35 @@ class Worker {
   ExpandedTiles<T> expanded_;
 };
 
+// Keys and values of the step into the cache: heads of few tokens go to different threads.
+template <class T>
+void append_all(Team& team, const AttentionCall& call) {
+  const int64_t heads = call.cache.num_kv_heads, count = call.num_tokens * heads;
+  const int64_t grain = std::clamp<int64_t>(count / (4 * team.size()), 1, 4 * heads);
+  T *k_cache = static_cast<T*>(call.k_cache), *v_cache = static_cast<T*>(call.v_cache);
+  team.pieces(count, grain, [&](int64_t first, int64_t last) {
+    thread_local Scratch scratch;
+    T* rotated = scratch.get<T>(call.cache.padded_head_dim());
+    for (int64_t i = first; i < last; i++)
+      fetch_slot(call.cache, k_cache, v_cache, call.slot_mapping[i / heads], i % heads);
+    for (int64_t i = first; i < last; i++) append(call, i / heads, i % heads, rotated);
+  });
+}
+
 template <class T>
 void run(Team& team, const AttentionCall& call, float* partials) {
-  team.pieces(call.num_tokens, 4, [&](int64_t first, int64_t last) {
-    thread_local Scratch head;
-    T* rotated = head.get<T>(call.cache.padded_head_dim());
-    for (int64_t token = first; token < last; token++) append(call, token, rotated);
-  });
-  team.barrier();
   Worker<T> worker(call);
-  team.each(call.num_items, call.num_items >= ITEMS_AHEAD * team.size(),
-            [&](int64_t i, int64_t next) {
-              worker.run(call.items[i], next < 0 ? nullptr : &call.items[next], partials);
-            });
+  if (team.rank() < call.num_items) worker.fetch(call.items[team.rank()]);
+  append_all<T>(team, call);
+  team.barrier();
+  const auto item = [&](int owner, int64_t step) {
+    const int64_t i = owner + step * team.size();
+    return i < call.num_items ? &call.items[i] : nullptr;
+  };
+  team.shares([&](int owner) { return (call.num_items - owner + team.size() - 1) / team.size(); },
+              [&](int owner, int64_t step) {
+                worker.run(*item(owner, step), item(owner, step + 1), partials);
+              });
   if (call.num_merges == 0) return;
   team.barrier();
   team.pieces(call.num_merges, 4, [&](int64_t first, int64_t last) {

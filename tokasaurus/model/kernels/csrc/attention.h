@@ -59,7 +59,7 @@ struct Plan {
 
 Plan plan_attention(const PlanRequest& request);
 
-// What happens to a step's q and k before they are used.
+// What happens to a step's q and k before they are used; where they lie they stay as they are.
 struct Rotary {
   const void* table = nullptr;  // [positions, dim]: cosines, then sines, in the cache's type
   const int64_t* positions = nullptr;
@@ -69,7 +69,7 @@ struct Rotary {
 };
 
 struct AttentionCall {
-  void* q;            // [T, heads, H] in the cache's type; rotated in place if there is a table
+  const void* q;      // [T, heads, H] in the cache's type
   const void *k, *v;  // [T, KV heads, H]
   int64_t q_stride, k_stride, v_stride;  // elements between tokens; heads are contiguous
   void* out;                             // [T, heads, H], contiguous

@@ -26,25 +26,34 @@ TOKA_INLINE void append_token(const CacheShape& shape, const T* k, const T* v, T
   for (h = 0; h < shape.head_dim; h++) vp[h * PACK] = v[h];
 }
 
-// Rotates one token's q and k if asked, and writes its k and v to their slot.
+// Brings the lines that append_token writes into the cache, to be written.
 template <class T>
-void append(const AttentionCall& call, int64_t token, T* rotated) {
+TOKA_INLINE void fetch_slot(const CacheShape& shape, const T* k_cache, const T* v_cache,
+                            int64_t slot, int64_t head) {
+  constexpr int64_t PACK = Operand<T>::PACK;
+  const int64_t block = slot / shape.page_size, offset = slot % shape.page_size;
+  const T* k = k_cache + block * shape.k_block_size() + head * shape.k_head_size() + offset * PACK;
+  const T* v = v_cache + block * shape.v_block_size() + head * shape.v_head_size() +
+               offset / PACK * shape.padded_head_dim() * PACK;
+  const int64_t step = shape.page_size * PACK;
+  for (int64_t h = 0; h < shape.head_dim; h += PACK) __builtin_prefetch(k + h / PACK * step, 1);
+  constexpr int64_t LINE = 64 / sizeof(T);
+  for (int64_t h = 0; h < shape.padded_head_dim() * PACK; h += LINE) __builtin_prefetch(v + h, 1);
+}
+
+// Writes one head of a token's k and v to its slot, k rotated if asked.
+template <class T>
+void append(const AttentionCall& call, int64_t token, int64_t head, T* rotated) {
   const CacheShape& shape = call.cache;
-  const bool rotates = call.rotary.table != nullptr;
-  if (rotates) {
-    T* q = static_cast<T*>(call.q) + token * call.q_stride;
-    for (int64_t head = 0; head < call.num_heads; head++, q += shape.head_dim)
-      rotate_head(call.rotary, call.rotary.q_norm, token, shape.head_dim, q, q);
+  const int64_t offset = head * shape.head_dim;
+  const T* k = static_cast<const T*>(call.k) + token * call.k_stride + offset;
+  const T* v = static_cast<const T*>(call.v) + token * call.v_stride + offset;
+  if (call.rotary.table != nullptr) {
+    rotate_head(call.rotary, call.rotary.k_norm, token, shape.head_dim, k, rotated);
+    k = rotated;
   }
-  const T* k = static_cast<const T*>(call.k) + token * call.k_stride;
-  const T* v = static_cast<const T*>(call.v) + token * call.v_stride;
-  for (int64_t head = 0; head < shape.num_kv_heads; head++) {
-    if (rotates) rotate_head(call.rotary, call.rotary.k_norm, token, shape.head_dim, k, rotated);
-    append_token(shape, rotates ? rotated : k, v, static_cast<T*>(call.k_cache),
-                 static_cast<T*>(call.v_cache), call.slot_mapping[token], head);
-    k += shape.head_dim;
-    v += shape.head_dim;
-  }
+  append_token(shape, k, v, static_cast<T*>(call.k_cache), static_cast<T*>(call.v_cache),
+               call.slot_mapping[token], head);
 }
 
 // Keys [begin, begin + count) of a row as floats: k_tile[h][stride], v_tile[token][padded H].

@@ -15,6 +15,8 @@ constexpr int64_t RUN_BYTES = 384;      // of keys per token that an item reads 
 constexpr int64_t MIN_SPLIT = 64;       // keys below which a range is not split
 constexpr int64_t KEY_COST = 6;         // loading a key costs about as much as this many rows
 constexpr int64_t ITEMS_PER_THREAD = 4;
+constexpr int64_t SHORT_WORK = 8192;    // cost per thread of a single range, up to which each thread
+                                        // takes one equal part: more parts cost more than they help
 
 struct Range {
   int64_t token0, num_tokens, kv_begin, kv_end, position0, block_offset;
@@ -31,7 +33,10 @@ class Planner {
     collect();
     int64_t total = 0;
     for (const Range& range : ranges_) total += cost(range, heads());
-    target_ = std::max<int64_t>(total / (r_.threads * ITEMS_PER_THREAD), 1);
+    const bool is_short = ranges_.size() == 1 && total <= r_.threads * SHORT_WORK;
+    items_per_thread_ = is_short ? 1 : ITEMS_PER_THREAD;
+    const int64_t items = r_.threads * items_per_thread_;
+    target_ = std::max<int64_t>((total + items - 1) / items, 1);
     heads_together_ = enough_without_heads() ? heads_of_a_run() : 1;
     for (const Range& range : ranges_) emit(range);
     for (size_t i = 0; i < parts_of_.size(); i++) {
@@ -97,7 +102,7 @@ class Planner {
   bool enough_without_heads() const {
     int64_t items = 0;
     for (const Range& range : ranges_) items += (range.kv_end - range.kv_begin) / MIN_SPLIT;
-    return items >= r_.threads * ITEMS_PER_THREAD;
+    return items >= r_.threads * items_per_thread_;
   }
 
   int64_t cost(int64_t keys, int64_t num_tokens, int64_t num_heads) const {
@@ -120,13 +125,16 @@ class Planner {
         range.num_tokens * r_.group_size <= STREAMED_ROWS ? heads_together_ : 1;
     int64_t splits = (cost(range, together) + target_ - 1) / target_;
     splits = std::max<int64_t>(1, std::min(splits, keys / MIN_SPLIT));
-    const int64_t unit = std::max<int64_t>(page, MIN_SPLIT / page * page);
+    const int64_t unit =
+        items_per_thread_ == 1 ? page : std::max<int64_t>(page, MIN_SPLIT / page * page);
     const int64_t most = round_up((keys + splits - 1) / splits, unit);
     const bool partial = range.is_partial || most < keys;
     for (int64_t begin = range.kv_begin; begin < range.kv_end;) {
       // The last ones are smaller, so that all threads end together.
       const int64_t rest = range.kv_end - begin;
-      const int64_t span = std::min(most, round_up(rest / (2 * r_.threads) + 1, unit));
+      const int64_t span = items_per_thread_ == 1
+                               ? most
+                               : std::min(most, round_up(rest / (2 * r_.threads) + 1, unit));
       const int64_t end = splits == 1 ? range.kv_end : std::min(begin + span, range.kv_end);
       for (int64_t head = 0; head < heads(); head += together)
         emit_item(range, begin, end, head, std::min(together, heads() - head), partial);
@@ -154,7 +162,7 @@ class Planner {
   static int64_t round_up(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
 
   const PlanRequest& r_;
-  int64_t tokens_per_item_, target_ = 1, heads_together_ = 1;
+  int64_t tokens_per_item_, items_per_thread_ = 1, target_ = 1, heads_together_ = 1;
   std::vector<Range> ranges_;
   std::vector<std::vector<int32_t>> parts_of_;  // per token and KV head
   Plan plan_;

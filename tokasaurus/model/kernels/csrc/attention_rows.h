@@ -11,6 +11,7 @@
 #include "attention_softmax.h"
 #include "micro.h"
 #include "parallel.h"
+#include "rotary.h"
 
 namespace toka {
 
@@ -91,7 +92,7 @@ class QueryRows {
  private:
   void reserve() {
     float* p = scratch_.template get<float>(count_ * (2 * TILE + q_stride_ + padded_ + W + 1) +
-                                            6 * 16);
+                                            padded_ + 7 * 16);
     auto take = [&p](int64_t count) {
       float* start = p;
       p += (count + 15) / 16 * 16;
@@ -103,6 +104,7 @@ class QueryRows {
     queries_ = take(count_ * q_stride_);
     sums_ = take(count_ * W);
     max_ = take(count_);
+    rotated_ = reinterpret_cast<T*>(take(padded_));
   }
 
   int64_t head_of(int64_t i) const {
@@ -115,6 +117,10 @@ class QueryRows {
     for (int64_t i = 0; i < count_; i++) {
       const T* q = static_cast<const T*>(call_.q) + token_of(i) * call_.q_stride +
                    head_of(i) * head_dim_;
+      if (call_.rotary.table != nullptr) {
+        rotate_head(call_.rotary, call_.rotary.q_norm, token_of(i), head_dim_, q, rotated_);
+        q = rotated_;
+      }
       Q* row = out + i * q_stride_;
       int64_t h = 0;
       for (; h + W <= head_dim_; h += W) store(row + h, load(q + h));
@@ -194,6 +200,7 @@ class QueryRows {
   int64_t per_head_ = 0, count_ = 0;
   // [count][TILE] twice, [count][padded], [count][q_stride], [count][W], [count]
   float *scores_, *probabilities_, *output_, *queries_, *sums_, *max_;
+  T* rotated_;  // [H]
   static thread_local Scratch scratch_;
 };
 

@@ -89,6 +89,13 @@ class StreamedTiles {
       });
   }
 
+  // Brings the keys of the item's first tile into the cache.
+  void fetch(const Item& item) const {
+    FetchAhead ahead(keys_of(item), item.kv_begin, end_of_tile(item, item.kv_begin),
+                     shape_.page_size);
+    while (const char* line = ahead.take(64, nullptr)) __builtin_prefetch(line);
+  }
+
   // Tiles end with a block, or divide it; their keys fit into L1, and are there when they are needed.
   int64_t end_of_tile(const Item& item, int64_t begin) const {
     const int64_t page = shape_.page_size;

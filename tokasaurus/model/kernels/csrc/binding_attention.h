@@ -75,7 +75,7 @@ at::Tensor attention_op(const at::Tensor& q, const at::Tensor& k, const at::Tens
   check_contiguous(slot_mapping, at::kLong, "slot_mapping");
   for (const at::Tensor* t : {&block_ids, &items, &merges, &parts})
     check_contiguous(*t, at::kInt, "the plan's arrays");
-  call.q = const_cast<void*>(q.const_data_ptr());  // only written when there is a rotary table
+  call.q = q.const_data_ptr();
   call.k = k.const_data_ptr();
   call.v = v.const_data_ptr();
   call.q_stride = q.stride(0);

@@ -57,20 +57,6 @@ class Team {
     }
   }
 
-  // Runs body(i, next) for each i below `count`, as `pieces` does one at a time. `next` is what the
-  // thread will do afterwards; -1 if nothing, or if it is not to be decided before (`ahead`).
-  template <class Body>
-  void each(int64_t count, bool ahead, Body&& body) {
-    divide();
-    std::atomic<int64_t>& next = progress_of(0);
-    const auto take = [&] { return next.fetch_add(1, std::memory_order_relaxed); };
-    for (int64_t i = take(); i < count;) {
-      const int64_t following = ahead ? take() : -1;
-      body(i, following < count ? following : -1);
-      i = ahead ? following : take();
-    }
-  }
-
   // Runs body(owner, step) for each step below steps_of(owner) of every thread's share. A thread
   // takes its own in order, then what others have not come to.
   template <class StepsOf, class Body>

@@ -87,7 +87,8 @@ class EngineProcess:
 
     def children(self) -> dict[str, psutil.Process]:
         """The engine's processes, by name."""
-        return {child.cmdline()[-1]: child for child in psutil.Process(self.popen.pid).children()}
+        children = psutil.Process(self.popen.pid).children()
+        return {child.cmdline()[-1]: child for child in children if child.cmdline()}
 
     def stop(self, number: signal.Signals = signal.SIGTERM, timeout_seconds: float = 60) -> int:
         """Send the signal and return the exit code."""

@@ -121,9 +121,10 @@ def test_a_killed_engine_goes_on_where_it_was(tmp_path: Path) -> None:
     with EngineProcess(options) as first:
         first.wait_until_ready()
         with client_of(first) as client:
+            worker = first.children()["worker0.0"]
+            worker.suspend()
             batch = start(client, path)
             deadline = time.monotonic() + 120
-            worker = first.children()["worker0.0"]
             while count_of(client, batch.id) < 20:
                 assert time.monotonic() < deadline
                 worker.resume()

@@ -125,7 +125,7 @@ def test_killed_process_stops_the_engine_with_a_reason(
 ) -> None:
     """And ends requests that are running. Tests of the Python entry kill workers."""
     engine = launch()
-    body = {"prompt": "x", "max_tokens": 1500, "ignore_eos": True, "stream": True}
+    body = {"prompt": "x", "max_tokens": 1500, "n": 16, "ignore_eos": True, "stream": True}
     with httpx.stream("POST", f"{engine.url}/v1/completions", json=body, timeout=60) as reply:
         lines = reply.iter_lines()
         next(lines)

@@ -60,8 +60,11 @@ def test_worker_answers_steps(addresses: Addresses) -> None:
     assert isinstance(ready, WorkerReady)
     assert ready.num_blocks == 1024 // config.page_size
     assert "native" in ready.description
-    phases = [m.phase for m in supervisor.drain() if isinstance(m, Progress)]
-    assert {"load", "warm-up"} <= set(phases)
+    phases: set[str] = set()
+    while not {"load", "warm-up"} <= phases:
+        message = supervisor.receive(TIMEOUT_SECONDS)
+        assert isinstance(message, Progress)
+        phases.add(message.phase)
 
     none = np.empty(0, np.int32)
     worker.send(

@@ -38,6 +38,11 @@ class Inbox(Protocol[M]):
     def may_have_more(self) -> bool:
         """False if nothing has come since the last `drain`. Cheaper than finding nothing."""
 
+    @property
+    def descriptor(self) -> int | None:
+        """What `may_have_more` looks at, for those who wait elsewhere: it can be read when something
+        has come since the last `drain`. None if there is no such thing."""
+
     def close(self) -> None: ...
 
 
@@ -91,7 +96,8 @@ class ZmqInbox(Generic[M]):
         self._timeout_ms = -1
         self._decoder: Decoder[M] = Decoder(message_type)
         self._poll = select.poll()
-        self._poll.register(self._socket.getsockopt(zmq.FD), select.POLLIN)
+        self._fd: int = self._socket.getsockopt(zmq.FD)
+        self._poll.register(self._fd, select.POLLIN)
 
     def receive(self, timeout_seconds: float | None) -> M | None:
         timeout_ms = -1 if timeout_seconds is None else max(0, int(timeout_seconds * 1000))
@@ -115,6 +121,10 @@ class ZmqInbox(Generic[M]):
     def may_have_more(self) -> bool:
         # The descriptor tells of changes only, and `drain` has seen all there were.
         return bool(self._poll.poll(0))
+
+    @property
+    def descriptor(self) -> int | None:
+        return self._fd
 
     def close(self) -> None:
         self._socket.close()
@@ -196,6 +206,10 @@ class MemoryChannel(Generic[M]):
 
     def may_have_more(self) -> bool:
         return bool(self._messages)
+
+    @property
+    def descriptor(self) -> int | None:
+        return None
 
     def close(self) -> None:
         self._messages.clear()

@@ -49,21 +49,23 @@ class FusedDecodes:
             if not self._can_draw():
                 return None
             self._look(last_tokens)
-        token_ids = self._decode_step.run()
-        return token_ids if step.max_passes == 1 else self._repeat(token_ids, step, goes_on)
+        return self._decode_step.run()[0] if step.max_passes == 1 else self._repeat(step, goes_on)
 
-    def _repeat(self, token_ids: np.ndarray, step: StepInput, goes_on: GoesOn) -> np.ndarray:
-        """`token_ids` are the first pass's; int32[R, D]."""
+    def _repeat(self, step: StepInput, goes_on: GoesOn) -> np.ndarray:
+        """int32[R, D]: tokens of the passes of a lease."""
         slots, stop_tokens = self._builder.decode_slots, self._builder.table.stop_tokens
-        drawn = np.empty((step.max_passes, len(token_ids)), np.int32)
-        drawn[0] = token_ids
-        num_passes = 1
+        at_once = 1
+        if goes_on.descriptor is not None and not self._has_ended and goes_on():
+            at_once = step.max_passes
+            self._decode_step.pause_at(stop_tokens.of_any_slot, goes_on.descriptor)
+        drawn = self._decode_step.run(at_once)
         while True:
-            self._has_ended = self._has_ended or stop_tokens.any_end(slots, token_ids)
-            if self._has_ended or num_passes == step.max_passes or not goes_on():
-                return drawn[:num_passes]
-            drawn[num_passes] = token_ids = self._decode_step.run()
-            num_passes += 1
+            self._has_ended = self._has_ended or stop_tokens.any_end(slots, drawn[-1])
+            num_left = step.max_passes - len(drawn)
+            if self._has_ended or not num_left or not goes_on():
+                return drawn
+            before = drawn.copy()
+            drawn = np.concatenate([before, self._decode_step.run(min(at_once, num_left))])
 
     def _can_draw(self) -> bool:
         """Whether some slots decode, and none asks for more than a token."""

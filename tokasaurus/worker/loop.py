@@ -14,7 +14,7 @@ import msgspec
 from tokasaurus.ipc.channels import Inbox, Outbox
 from tokasaurus.ipc.messages.to_manager import Shutdown
 from tokasaurus.ipc.messages.to_worker import StepInput, ToWorker
-from tokasaurus.worker.runner import ModelRunner, StepHandle
+from tokasaurus.worker.runner import GoesOn, ModelRunner, StepHandle
 
 
 @dataclass(slots=True)
@@ -45,6 +45,7 @@ class WorkerLoop:
         self._wait_seconds = 0.0
         self._last_finished = 0.0
         self._shutting_down = False
+        self._goes_on = GoesOn(self._may_go_on, inbox.descriptor)
         self._is_awaited = False
         """Something waits that ends a lease, as of the last look."""
 
@@ -87,7 +88,7 @@ class WorkerLoop:
             self._look()  # and from then on only when more has come
         return _Launched(self._runner.execute(step, self._goes_on), started, waited)
 
-    def _goes_on(self) -> bool:
+    def _may_go_on(self) -> bool:
         """Whether nothing has come that ends a lease. What only decodes waits for its turn."""
         if self._inbox.may_have_more():
             self._look()

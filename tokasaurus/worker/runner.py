@@ -1,6 +1,7 @@
 """The interface between the worker's loop and what runs the model."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from tokasaurus.ipc.messages.to_manager import RunnerCapabilities, StepOutput
@@ -9,13 +10,22 @@ from tokasaurus.ipc.messages.to_worker import StepInput
 Progress = Callable[[float, str], None]
 """Called with the fraction that is done, 0..1, and a text for people."""
 
-GoesOn = Callable[[], bool]
-"""Called between two passes of a step: whether there may be another one."""
+
+@dataclass(frozen=True, slots=True)
+class GoesOn:
+    """Asked between two passes of a step: whether there may be another one."""
+
+    ask: Callable[[], bool]
+    descriptor: int | None = None
+    """The answer is yes while this can't be read, as nothing has come; negative: nothing ever does.
+    None: only `ask` knows."""
+
+    def __call__(self) -> bool:
+        return self.ask()
 
 
-def always() -> bool:
-    """`GoesOn` where nothing can come in between."""
-    return True
+always = GoesOn(lambda: True, descriptor=-1)
+"""Where nothing can come in between."""
 
 
 class StepHandle(Protocol):

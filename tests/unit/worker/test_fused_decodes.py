@@ -1,5 +1,6 @@
 """Decode steps in one call of the kernels draw what the other path draws, whatever changes."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from tokasaurus.ipc.messages.to_manager import StepOutput, TokenSampling
 from tokasaurus.ipc.messages.to_worker import HydragenGroup
 from tokasaurus.worker import step_sampler
 from tokasaurus.worker.fused_decodes import DecodedStep
+from tokasaurus.worker.runner import GoesOn
 from tokasaurus.worker.torch_runner import TorchRunner
 
 PLAIN = (
@@ -132,7 +134,9 @@ def test_repeated_passes_draw_the_same_tokens(runners: tuple[TorchRunner, TorchR
             """The plain runner takes as many steps as the other one passes."""
             allowed = iter(range(num_allowed - 1))
             output = driver.run(
-                decode=rows, max_passes=most, goes_on=lambda: next(allowed, None) is not None
+                decode=rows,
+                max_passes=most,
+                goes_on=GoesOn(lambda: next(allowed, None) is not None),
             )
             num_passes.append(len(np.atleast_2d(output.token_ids)))
             for _ in range(min(most, num_allowed) - num_passes[-1]):
@@ -150,6 +154,47 @@ def test_repeated_passes_draw_the_same_tokens(runners: tuple[TorchRunner, TorchR
     results, _ = outcomes(runners, play)
     assert [s.tokens for s in results[0]] == [s.tokens for s in results[1]]
     assert num_passes == [7, 3, 5, 1, 1, 1]
+
+
+def test_a_lease_looks_up_when_something_has_come(
+    runners: tuple[TorchRunner, TorchRunner],
+) -> None:
+    """And before it begins. What has come need not end it."""
+    readable, writable = os.pipe()
+    asked: list[int] = []
+
+    def lease(rows: list[DrivenSequence], answers: list[bool]) -> int:
+        def ask() -> bool:
+            asked.append(len(rows[0].tokens))
+            return answers.pop(0)
+
+        output = driver.run(decode=rows, max_passes=6, goes_on=GoesOn(ask, readable))
+        return len(output.token_ids)
+
+    def begin(drive: StepDriver) -> DrivenSequence:
+        sequence = drive.add(0, prompt(1, 5), PLAIN[1])
+        drive.run(prefill=[(sequence, 5)])
+        return sequence
+
+    driver = StepDriver(runners[0], PAGE_SIZE)
+    row = begin(driver)
+    assert lease([row], [True]) == 6
+    os.write(writable, b"x")
+    assert lease([row], [True, True, False]) == 2
+    assert lease([row], [False, False]) == 1
+    assert lease([row], [True] * 6) == 6
+    os.read(readable, 1)
+    assert lease([row], [False, False]) == 1
+    assert len(asked) == 1 + 3 + 2 + 6 + 2
+    alone = StepDriver(runners[1], PAGE_SIZE)
+    again = begin(alone)
+    alone.finish([again], len(row.output))
+    assert again.tokens == row.tokens
+    for drive, sequence in ((driver, row), (alone, again)):
+        drive.free(sequence)
+        drive.run()
+    os.close(readable)
+    os.close(writable)
 
 
 def test_a_stop_token_is_the_last_of_a_lease(runners: tuple[TorchRunner, TorchRunner]) -> None:

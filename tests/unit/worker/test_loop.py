@@ -71,6 +71,10 @@ class TrickledInbox:
     def may_have_more(self) -> bool:
         return bool(self._batches)
 
+    @property
+    def descriptor(self) -> int | None:
+        return None
+
     def close(self) -> None: ...
 
 

@@ -36,3 +36,18 @@ def test_a_slot_that_is_taken_over_forgets() -> None:
     stop_tokens.remove(1)
     assert not any_end(stop_tokens, s0=3, s1=3)
     assert any_end(stop_tokens, s0=5)
+
+
+def test_tokens_of_any_slot() -> None:
+    stop_tokens = SlotStopTokens(10)
+    assert stop_tokens.of_any_slot.tolist() == []
+    stop_tokens.set(0, (7, 3))
+    stop_tokens.set(1, (3, 5, 12, -1))
+    first = stop_tokens.of_any_slot
+    assert first.dtype == np.int32
+    assert first.tolist() == [3, 5, 7]
+    stop_tokens.set(2, (5,))
+    stop_tokens.remove(2)
+    assert stop_tokens.of_any_slot is first
+    stop_tokens.remove(1)
+    assert stop_tokens.of_any_slot.tolist() == [3, 7]

@@ -1,4 +1,4 @@
-"""A whole decode step in one call of the CPU kernels: from the slots' last tokens to their next.
+"""Whole decode steps in one call of the CPU kernels: from the slots' last tokens to their next.
 
 After a pass over the weights nothing is left in the CPU's caches, so that between two passes a call
 through torch takes some 40 microseconds. This is one call through ctypes, without tensors.
@@ -26,6 +26,17 @@ class _Slots(ctypes.Structure):
         ("min_p", ctypes.c_void_p),
         ("top_k", ctypes.c_void_p),
         ("seeds", ctypes.c_void_p),
+    )
+
+
+class _Passes(ctypes.Structure):
+    """DecodePasses of csrc/decode_step.h."""
+
+    _fields_ = (
+        ("most", ctypes.c_int64),
+        ("stop_tokens", ctypes.c_void_p),
+        ("num_stop_tokens", ctypes.c_int64),
+        ("descriptor", ctypes.c_int),
     )
 
 
@@ -61,6 +72,7 @@ class DecodeStep:
         self._step = decoder.make_decode_step(backend, max_logits_rows)
         self._address = self._step.address()
         self._run = backend.kernels.library.toka_decode_step
+        self._run.restype = ctypes.c_int64
         self._run.argtypes = (
             ctypes.c_void_p,
             ctypes.c_void_p,
@@ -69,13 +81,15 @@ class DecodeStep:
             ctypes.c_void_p,
             ctypes.c_int64,
             ctypes.c_void_p,
+            ctypes.c_void_p,
         )
         self._columns: SlotColumns | None = None
         self._slots = _Slots()
-        self._slots_address = ctypes.addressof(self._slots)
+        self._passes = _Passes()
+        self._stop_tokens = np.empty(0, np.int32)
         self._rows = np.empty(0, np.int64)
         self._groups = np.empty((0, 3), np.int32)
-        self._tokens = np.empty(0, np.int32)
+        self._tokens = np.empty((0, 0), np.int32)
         self._arguments: tuple[int | None, ...] = ()
 
     def bind(self, columns: SlotColumns) -> None:
@@ -92,22 +106,40 @@ class DecodeStep:
         """Which slots decode in the steps to come: int64[D]; Hydragen groups of the rows, int32
         [G, 3]: first row, rows, blocks."""
         self._rows, self._groups = slots, groups
-        self._tokens = np.empty(len(slots), np.int32)
+        self._make_room(1)
+
+    def pause_at(self, stop_tokens: np.ndarray, descriptor: int) -> None:
+        """Where `run` returns before it has run all passes: after one that drew one of these (int32,
+        ascending), or after which `descriptor`, unless it is negative, can be read."""
+        self._passes.descriptor = descriptor
+        if stop_tokens is not self._stop_tokens:
+            self._stop_tokens = stop_tokens
+            self._passes.stop_tokens = stop_tokens.ctypes.data
+            self._passes.num_stop_tokens = len(stop_tokens)
+
+    def run(self, max_passes: int = 1) -> np.ndarray:
+        """int32[R, D]: the tokens that each of at most `max_passes` passes drew, -1 for rows whose
+        largest logit is not finite; the next run overwrites them. Rows have room for their tokens,
+        in their block table and in the model. Passes end early as `pause_at` says, after one with a
+        -1, and after a tenth of a second."""
+        if max_passes > len(self._tokens):
+            self._make_room(max_passes)
+        self._passes.most = max_passes
+        num_passes = self._run(*self._arguments)
+        assert num_passes != -2, "a decode step runs over the end of a block table or of the model"
+        if num_passes < 0:
+            raise MemoryError("a decode step ran out of memory")
+        return self._tokens[:num_passes]
+
+    def _make_room(self, max_passes: int) -> None:
+        self._tokens = np.empty((max_passes, len(self._rows)), np.int32)
         self._arguments = (
             self._address,
-            self._slots_address,
-            slots.ctypes.data,
-            len(slots),
-            groups.ctypes.data,
-            len(groups),
+            ctypes.addressof(self._slots),
+            self._rows.ctypes.data,
+            len(self._rows),
+            self._groups.ctypes.data,
+            len(self._groups),
+            ctypes.addressof(self._passes),
             self._tokens.ctypes.data,
         )
-
-    def run(self) -> np.ndarray:
-        """int32[D]: the drawn tokens, -1 for rows whose largest logit is not finite; the next step
-        overwrites them. Rows have room for their token, in their block table and in the model."""
-        status = self._run(*self._arguments)
-        assert status != 2, "a decode step runs over the end of a block table or of the model"
-        if status:
-            raise MemoryError("a decode step ran out of memory")
-        return self._tokens

@@ -107,7 +107,7 @@ def one_call(contexts: Contexts, max_logits_rows: int = 8) -> Outcome:
     step = DecodeStep(contexts.model, contexts.backend, max_logits_rows)
     step.bind(contexts.columns())
     step.set_rows(np.arange(len(contexts.lengths)), np.empty((0, 3), np.int32))
-    return contexts.decode(lambda: step.run().tolist())
+    return contexts.decode(lambda: step.run()[0].tolist())
 
 
 @torch.inference_mode()
@@ -180,6 +180,69 @@ def test_fewer_threads_than_asked_for_give_the_same() -> None:
         timeout=60,
     )
     assert limited.stdout.split() == expected
+
+
+@pytest.mark.parametrize("num_threads", THREADS)
+@pytest.mark.parametrize("max_logits_rows", [2, 8])
+def test_passes_in_one_call_draw_what_single_ones_do(
+    num_threads: int, max_logits_rows: int
+) -> None:
+    """Rows that take their best token and rows that draw, with cuts and without."""
+    contexts = Contexts("plain", "none", native_flavour(), (33, 9, 20, 48, 11))
+
+    def step() -> DecodeStep:
+        columns = contexts.columns()
+        columns.temperature[1:] = (0.7, 1.3, 2.0, 1.0)
+        columns.top_k[1] = 5
+        columns.top_p[2] = 0.8
+        columns.min_p[3] = 0.05
+        result = DecodeStep(contexts.model, contexts.backend, max_logits_rows)
+        result.bind(columns)
+        result.set_rows(np.arange(5), np.empty((0, 3), np.int32))
+        return result
+
+    torch.set_num_threads(1)
+    one_by_one = step()
+    expected = contexts.decode(lambda: one_by_one.run()[0].tolist())
+    torch.set_num_threads(num_threads)
+    at_once = step()
+    drawn: list[list[int]] = []
+
+    def one_pass() -> list[int]:
+        drawn.extend([] if drawn else at_once.run(NUM_PASSES).tolist())
+        return drawn.pop(0)
+
+    assert contexts.decode(one_pass) == expected
+
+
+def test_passes_end_after_a_stop_token_and_when_something_has_come() -> None:
+    contexts = Contexts("plain", "none", native_flavour(), (33, 9))
+    readable, writable = os.pipe()
+
+    def run(stop_tokens: list[int], descriptor: int) -> list[list[int]]:
+        step = DecodeStep(contexts.model, contexts.backend, 8)
+        columns = contexts.columns()
+        step.bind(columns)
+        step.set_rows(np.arange(2), np.empty((0, 3), np.int32))
+        step.pause_at(np.array(stop_tokens, np.int32), descriptor)
+        rng = torch.Generator().manual_seed(1)
+        for cache in contexts.backend.caches():
+            cache.copy_(torch.randn(cache.shape, generator=rng))
+        drawn = step.run(NUM_PASSES).tolist()
+        assert columns.kv_lens.tolist() == [33 + len(drawn), 9 + len(drawn)]
+        assert columns.last_tokens.tolist() == drawn[-1]
+        return drawn
+
+    everything = run([], readable)
+    assert len(everything) == NUM_PASSES
+    unseen = next(i for i in range(1000) if all(i not in row for row in everything))
+    stop = everything[1][1]
+    end = next(i for i, row in enumerate(everything) if stop in row) + 1
+    assert run(sorted([stop, unseen]), -1) == everything[:end]
+    os.write(writable, b"x")
+    assert run([unseen], readable) == everything[:1]
+    os.close(readable)
+    os.close(writable)
 
 
 @pytest.mark.parametrize("lengths", [(20, 24), (20, MAX_MODEL_LEN)])

@@ -75,19 +75,19 @@ inline void define_decode(torch::Library& m) {
 }  // namespace
 }  // namespace toka
 
-// 0 if all went well, 1 if memory ran out (where a thread of a parallel region finds none the
-// process ends, as it does under the operators), 2 if a sequence has more tokens than its block
-// table has room for or the model has positions; nothing has changed then.
-extern "C" __attribute__((visibility("default"))) int toka_decode_step(
+// The number of passes that ran; -1 if memory ran out (where a thread of a parallel region finds none
+// the process ends, as it does under the operators), -2 if a sequence has more tokens than its block
+// table has room for or the model has positions; its pass has changed nothing then.
+extern "C" __attribute__((visibility("default"))) int64_t toka_decode_step(
     void* step, const toka::DecodeSlots* slots, const int64_t* row_slots, int64_t num_rows,
-    const int32_t* groups, int64_t num_groups, int32_t* tokens) {
+    const int32_t* groups, int64_t num_groups, const toka::DecodePasses* passes,
+    int32_t* tokens) {
   try {
-    static_cast<toka::DecodeStep*>(step)->run(*slots, {row_slots, num_rows, groups, num_groups},
-                                              tokens, toka::threads());
+    return static_cast<toka::DecodeStep*>(step)->run(
+        *slots, {row_slots, num_rows, groups, num_groups}, *passes, tokens, toka::threads());
   } catch (const std::out_of_range&) {
-    return 2;
+    return -2;
   } catch (const std::exception&) {
-    return 1;
+    return -1;
   }
-  return 0;
 }

@@ -3,9 +3,12 @@
 
 #include <torch/library.h>
 
+#include <algorithm>
 #include <tuple>
+#include <vector>
 
 #include "binding_checks.h"
+#include "parallel.h"
 #include "sampling.h"
 
 namespace toka {
@@ -47,17 +50,28 @@ SelectedRows selected_rows(const at::Tensor& logits, const at::Tensor& rows,
   return selected;
 }
 
+// Calls body(team) in a region of as many threads as there is work for.
+template <class Body>
+void in_region(int64_t num_pieces, Body&& body) {
+  parallel_region(int(std::min<int64_t>(threads(), num_pieces)), body);
+}
+
 at::Tensor block_maxima_op(const at::Tensor& logits) {
   const Logits view = logits_of(logits);
   at::Tensor maxima = at::empty({logits.size(0), view.blocks()}, logits.options());
-  block_maxima(view, logits.size(0), maxima.mutable_data_ptr<float>(), threads());
+  float* data = maxima.mutable_data_ptr<float>();
+  in_region(logits.numel(), [&](Team& team) { block_maxima(team, view, logits.size(0), data); });
   return maxima;
 }
 
 at::Tensor best_tokens_op(const at::Tensor& logits, const at::Tensor& maxima) {
+  const Logits view = logits_of(logits, maxima);
   at::Tensor columns = at::empty({logits.size(0)}, at::kLong);
-  best_columns(logits_of(logits, maxima), logits.size(0), columns.mutable_data_ptr<int64_t>(),
-               threads());
+  std::vector<float> peaks(logits.size(0));
+  int64_t* data = columns.mutable_data_ptr<int64_t>();
+  in_region(logits.size(0), [&](Team& team) {
+    best_columns(team, view, logits.size(0), data, peaks.data());
+  });
   return columns;
 }
 
@@ -69,9 +83,11 @@ void mark_broken_rows_op(const at::Tensor& logits, const at::Tensor& maxima, at:
 
 at::Tensor log_normalizers_op(const at::Tensor& logits, const at::Tensor& maxima,
                               const at::Tensor& rows) {
+  const Logits view = logits_of(logits, maxima);
+  const SelectedRows selected = selected_rows(logits, rows);
   at::Tensor out = at::empty({rows.numel()}, logits.options());
-  log_normalizers(logits_of(logits, maxima), selected_rows(logits, rows),
-                  out.mutable_data_ptr<float>(), threads());
+  float* data = out.mutable_data_ptr<float>();
+  in_region(selected.count, [&](Team& team) { log_normalizers(team, view, selected, data); });
   return out;
 }
 
@@ -79,11 +95,14 @@ at::Tensor truncation_thresholds_op(const at::Tensor& logits, const at::Tensor& 
                                     const at::Tensor& rows, const at::Tensor& temperature,
                                     const at::Tensor& top_k, const at::Tensor& top_p) {
   const SelectedRows selected = selected_rows(logits, rows, temperature);
+  const Logits view = logits_of(logits, maxima);
+  const int64_t* k = column<int64_t>(top_k, at::kLong, selected.count, "top_k");
+  const float* p = column<float>(top_p, at::kFloat, selected.count, "top_p");
   at::Tensor out = at::empty({rows.numel()}, logits.options());
-  truncation_thresholds(logits_of(logits, maxima), selected,
-                        column<int64_t>(top_k, at::kLong, selected.count, "top_k"),
-                        column<float>(top_p, at::kFloat, selected.count, "top_p"),
-                        out.mutable_data_ptr<float>(), threads());
+  float* data = out.mutable_data_ptr<float>();
+  in_region(selected.count, [&](Team& team) {
+    truncation_thresholds(team, view, selected, k, p, data);
+  });
   return out;
 }
 
@@ -104,7 +123,8 @@ std::tuple<at::Tensor, at::Tensor> draw_op(const at::Tensor& logits, const at::T
   at::Tensor scores = at::empty({count}, logits.options());
   call.columns = columns.mutable_data_ptr<int64_t>();
   call.scores = scores.mutable_data_ptr<float>();
-  draw(logits_of(logits, maxima), call, threads());
+  const Logits view = logits_of(logits, maxima);
+  in_region(call.selected.count, [&](Team& team) { draw(team, view, call); });
   return {columns, scores};
 }
 

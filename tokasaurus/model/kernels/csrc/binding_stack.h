@@ -73,7 +73,7 @@ struct StackModel {
 
 StackCall stack_of(const StackModel& model) {
   const size_t num_layers = model.windows.size();
-  TORCH_CHECK(model.weights.size() == num_layers * NUM_WEIGHTS &&
+  TORCH_CHECK(num_layers > 0 && model.weights.size() == num_layers * NUM_WEIGHTS &&
                   model.caches.size() == 2 * num_layers && model.scales.size() == num_layers &&
                   model.softcaps.size() == num_layers,
               "the stack's lists must be of its number of layers");

@@ -1,8 +1,12 @@
 // See decode_step.h.
 #include "decode_step.h"
 
+#include <poll.h>
+
 #include <algorithm>
+#include <chrono>
 #include <cstring>
+#include <exception>
 #include <stdexcept>
 
 #include "parallel.h"
@@ -10,7 +14,15 @@
 namespace toka {
 namespace {
 
+// After so long the caller's signal handlers get their turn.
+constexpr std::chrono::milliseconds MAX_TIME{100};
+
 int64_t element_size(Type type) { return type == Type::BFloat16 ? 2 : 4; }
+
+bool has_news(int descriptor) {
+  pollfd entry{descriptor, POLLIN, 0};
+  return descriptor >= 0 && poll(&entry, 1, 0) != 0;
+}
 
 }  // namespace
 
@@ -23,26 +35,76 @@ DecodeStep::DecodeStep(DecodeModel model) : model_(std::move(model)) {
   plans_.resize(windows_.size());
 }
 
-void DecodeStep::run(const DecodeSlots& slots, const DecodeRows& rows, int32_t* tokens,
-                     int threads) {
-  if (rows.count == 0) return;
-  check(slots, rows);
-  model_.stack.threads = threads;
-  expand(slots, rows);
-  plan(rows);
-  pass(rows.count);
-  drawn_.resize(rows.count);
-  for (int64_t first = 0; first < rows.count; first += model_.max_logits_rows) {
-    const LinearCall logits = head(first, std::min(model_.max_logits_rows, rows.count - first));
-    if (first > 0) linear(logits);
-    sampler_.sample(static_cast<const float*>(logits.out), model_.vocab_size, logits.num_rows,
-                    rows.slots + first, next_positions_.data() + first, slots.sampling,
-                    drawn_.data() + first, threads);
+// What one call is about.
+struct DecodeStep::Run {
+  const DecodeSlots& slots;
+  const DecodeRows& rows;
+  const DecodePasses& passes;
+  int32_t* tokens;
+  std::chrono::steady_clock::time_point began = std::chrono::steady_clock::now();
+  int64_t num_passes = 0;
+  bool is_running = false;  // a pass has not been ended yet
+  bool goes_on = true;
+  std::exception_ptr failure = nullptr;
+};
+
+int64_t DecodeStep::run(const DecodeSlots& slots, const DecodeRows& rows,
+                        const DecodePasses& passes, int32_t* tokens, int threads) {
+  if (rows.count == 0 || passes.most <= 0) return 0;
+  Run run{slots, rows, passes, tokens};
+  StackCall& stack = model_.stack;
+  stack.threads = threads;
+  stack.num_tokens = rows.count;
+  parallel_region(threads, [&](Team& team) {
+    team.read_ahead(stack_ahead(team, stack));
+    for (;;) {
+      if (team.rank() == 0) begin_pass(run);
+      team.barrier();
+      if (!run.goes_on) return;
+      pass(team, run);
+    }
+  });
+  if (run.failure != nullptr) std::rethrow_exception(run.failure);
+  return run.num_passes;
+}
+
+// What lies between two passes, by one thread of the region, which no exception may leave.
+void DecodeStep::begin_pass(Run& run) {
+  try {
+    if (run.is_running) run.goes_on = end_pass(run);
+    if (!run.goes_on) return;
+    check(run.slots, run.rows);
+    expand(run.slots, run.rows);
+    plan(run.rows);
+    StackCall& stack = model_.stack;
+    const int64_t count = run.rows.count, part = std::min(model_.max_logits_rows, count);
+    stack.hidden = hidden_.get<char>(count * stack.hidden_size * element_size(stack.cache.type));
+    logits_ = logits_memory_.get<float>(part * model_.vocab_size);
+    buffers_ = memory_.buffers(stack, linear_room(head(0, part)));
+    drawn_.resize(count);
+    prepare_draw(run, 0);
+    run.is_running = true;
+  } catch (...) {
+    run.failure = std::current_exception();
+    run.goes_on = false;
   }
-  for (int64_t row = 0; row < rows.count; row++) {
+}
+
+// Hands out what was drawn; whether there is to be another pass.
+bool DecodeStep::end_pass(Run& run) {
+  const DecodePasses& passes = run.passes;
+  const int64_t count = run.rows.count;
+  const int32_t* stops_end = passes.stop_tokens + passes.num_stop_tokens;
+  int32_t* tokens = run.tokens + run.num_passes * count;
+  bool stops = false;
+  for (int64_t row = 0; row < count; row++) {
     tokens[row] = int32_t(drawn_[row]);
-    slots.last_tokens[rows.slots[row]] = std::max<int64_t>(drawn_[row], 0);
+    run.slots.last_tokens[run.rows.slots[row]] = std::max<int64_t>(drawn_[row], 0);
+    stops |= tokens[row] < 0 || std::binary_search(passes.stop_tokens, stops_end, tokens[row]);
   }
+  run.num_passes++;
+  return !stops && run.num_passes < passes.most && !has_news(passes.descriptor) &&
+         std::chrono::steady_clock::now() - run.began < MAX_TIME;
 }
 
 // A slot may be among the rows once.
@@ -74,7 +136,6 @@ void DecodeStep::expand(const DecodeSlots& slots, const DecodeRows& rows) {
     block_indptr_.push_back(int32_t(block_ids_.size()));
   }
   StackCall& stack = model_.stack;
-  stack.num_tokens = rows.count;
   stack.rotary.positions = positions_.data();
   stack.slot_mapping = slot_mapping_.data();
   stack.block_ids = block_ids_.data();
@@ -108,18 +169,36 @@ void DecodeStep::plan(const DecodeRows& rows) {
   }
 }
 
-// From ids to the first part of the logits.
-void DecodeStep::pass(int64_t num_rows) {
-  StackCall& stack = model_.stack;
-  stack.hidden = hidden_.get<char>(num_rows * stack.hidden_size * element_size(stack.cache.type));
-  const LinearCall logits = head(0, std::min(model_.max_logits_rows, num_rows));
-  const StackBuffers buffers = memory_.buffers(stack, linear_room(logits));
-  parallel_region(stack.threads, [&](Team& team) {
-    embed(team, num_rows);
+// Of one part of the rows.
+void DecodeStep::prepare_draw(const Run& run, int64_t first_row) {
+  PlainDraw draw{};
+  draw.logits = logits_;
+  draw.vocab_size = model_.vocab_size;
+  draw.count = std::min(model_.max_logits_rows, run.rows.count - first_row);
+  draw.slots = run.rows.slots + first_row;
+  draw.positions = next_positions_.data() + first_row;
+  draw.columns = run.slots.sampling;
+  draw.tokens = drawn_.data() + first_row;
+  sampler_.prepare(draw);
+}
+
+// From ids to drawn tokens.
+void DecodeStep::pass(Team& team, const Run& run) {
+  const StackCall& stack = model_.stack;
+  const int64_t count = run.rows.count, most = model_.max_logits_rows;
+  embed(team, count);
+  team.barrier();
+  run_stack(team, stack, buffers_, linear_ahead(team, head(0, std::min(most, count))));
+  for (int64_t first = 0; first < count; first += most) {
+    if (first > 0) {
+      if (team.rank() == 0) prepare_draw(run, first);
+      team.barrier();
+    }
+    linear(team, head(first, std::min(most, count - first)), buffers_.room);
+    team.read_ahead(stack_ahead(team, stack));
     team.barrier();
-    run_stack(team, stack, buffers, linear_ahead(team, logits));
-    linear(team, logits, buffers.room);
-  });
+    sampler_.sample(team);
+  }
 }
 
 void DecodeStep::embed(Team& team, int64_t num_rows) {
@@ -140,7 +219,7 @@ void DecodeStep::embed(Team& team, int64_t num_rows) {
 }
 
 // Of these rows; the logits of other rows take the same memory.
-LinearCall DecodeStep::head(int64_t first_row, int64_t num_rows) {
+LinearCall DecodeStep::head(int64_t first_row, int64_t num_rows) const {
   const StackCall& stack = model_.stack;
   LinearCall head{};
   head.type = stack.cache.type;
@@ -154,7 +233,7 @@ LinearCall DecodeStep::head(int64_t first_row, int64_t num_rows) {
   head.format = model_.head_format;
   head.out_type = Type::Float;
   head.out_features = head.out_stride = model_.vocab_size;
-  head.out = logits_.get<float>(num_rows * model_.vocab_size);
+  head.out = logits_;
   head.threads = stack.threads;
   return head;
 }

@@ -15,23 +15,36 @@ struct SamplingColumns {
   const int64_t* seeds;
 };
 
+struct PlainDraw {
+  const float* logits;  // [count, vocab_size]
+  int64_t vocab_size;
+  int64_t count;
+  const int64_t* slots;
+  const int64_t* positions;  // of the drawn tokens
+  SamplingColumns columns;
+  int64_t* tokens;  // out; -1 where the largest logit is not finite
+};
+
 class PlainSampler {
  public:
-  // tokens[row] for `count` rows of the slots, drawn at these positions; -1 where the largest logit
-  // is not finite.
-  void sample(const float* logits, int64_t vocab_size, int64_t count, const int64_t* slots,
-              const int64_t* positions, const SamplingColumns& columns, int64_t* tokens,
-              int threads);
+  // By one thread, before `sample`: everything that does not depend on the logits.
+  void prepare(const PlainDraw& draw);
+  // By all threads of a region. The first one has the tokens then, the others after a barrier.
+  void sample(Team& team);
 
  private:
-  void draw_random(const Logits& logits, const int64_t* slots, const int64_t* positions,
-                   const SamplingColumns& columns, int64_t* tokens, int threads);
-  void raise_thresholds(const Logits& logits, const int64_t* slots, const SamplingColumns& columns,
-                        int threads);
+  void prepare_random();
+  void prepare_cuts();
+  void raise_thresholds();
+  void finish();
 
+  PlainDraw draw_;
+  Logits logits_;
   // Kept between calls, so that steady states don't allocate.
-  std::vector<float> maxima_, temperature_, peak_, threshold_, scores_;
+  std::vector<float> maxima_, peaks_;
+  // Of the rows that don't just take their best token.
   std::vector<int64_t> rows_, keys_, drawn_;
+  std::vector<float> temperature_, peak_, threshold_, scores_;
   // Of the rows that top-k or top-p cut: places among those above, and what is asked of each.
   std::vector<int64_t> places_, cut_rows_, top_k_;
   std::vector<float> cut_temperature_, top_p_, smallest_;

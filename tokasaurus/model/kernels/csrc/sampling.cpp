@@ -3,8 +3,8 @@
 
 #include <cmath>
 
-#include "parallel.h"
 #include "sampling_noise.h"
+#include "scratch.h"
 
 namespace toka {
 namespace {
@@ -132,10 +132,10 @@ float maximum_of(const float* x, int64_t count) {
   return best;
 }
 
-void block_maxima(const Logits& logits, int64_t num_rows, float* maxima, int threads) {
+void block_maxima(Team& team, const Logits& logits, int64_t num_rows, float* maxima) {
   const int64_t blocks = logits.blocks();
   const int64_t pieces = (blocks + BLOCKS_PER_PIECE - 1) / BLOCKS_PER_PIECE;
-  parallel_pieces(num_rows * pieces, 1, threads, [&](int64_t first, int64_t last) {
+  team.pieces(num_rows * pieces, 1, [&](int64_t first, int64_t last) {
     for (int64_t piece = first; piece < last; piece++) {
       const int64_t row = piece / pieces, start = piece % pieces * BLOCKS_PER_PIECE;
       const int64_t end = start + BLOCKS_PER_PIECE < blocks ? start + BLOCKS_PER_PIECE : blocks;
@@ -149,8 +149,9 @@ void block_maxima(const Logits& logits, int64_t num_rows, float* maxima, int thr
   });
 }
 
-void best_columns(const Logits& logits, int64_t num_rows, int64_t* columns, int threads) {
-  parallel_pieces(num_rows, 8, threads, [&](int64_t first, int64_t last) {
+void best_columns(Team& team, const Logits& logits, int64_t num_rows, int64_t* columns,
+                  float* peaks) {
+  team.pieces(num_rows, 8, [&](int64_t first, int64_t last) {
     for (int64_t row = first; row < last; row++) {
       const float* maxima = logits.row_maxima(row);
       const int64_t blocks = logits.blocks();
@@ -163,6 +164,7 @@ void best_columns(const Logits& logits, int64_t num_rows, int64_t* columns, int 
         while (x[column] != peak) column++;
       }
       columns[row] = column;
+      peaks[row] = peak;
     }
   });
 }
@@ -172,9 +174,8 @@ void mark_broken_rows(const Logits& logits, int64_t num_rows, int64_t* columns) 
     if (!std::isfinite(maximum_of(logits.row_maxima(row), logits.blocks()))) columns[row] = -1;
 }
 
-void log_normalizers(const Logits& logits, const SelectedRows& selected, float* out,
-                     int threads) {
-  parallel_pieces(selected.count, 1, threads, [&](int64_t first, int64_t last) {
+void log_normalizers(Team& team, const Logits& logits, const SelectedRows& selected, float* out) {
+  team.pieces(selected.count, 1, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; i++) {
       const int64_t row = selected.rows[i];
       const float peak = maximum_of(logits.row_maxima(row), logits.blocks());
@@ -184,9 +185,9 @@ void log_normalizers(const Logits& logits, const SelectedRows& selected, float* 
   });
 }
 
-void draw(const Logits& logits, const DrawCall& call, int threads) {
+void draw(Team& team, const Logits& logits, const DrawCall& call) {
   const int64_t room = (logits.blocks() + W - 1) / W * W;
-  parallel_pieces(call.selected.count, 1, threads, [&](int64_t first, int64_t last) {
+  team.pieces(call.selected.count, 1, [&](int64_t first, int64_t last) {
     thread_local Scratch scratch;
     float* bounds = scratch.get<float>(room);
     for (int64_t i = first; i < last; i++) {

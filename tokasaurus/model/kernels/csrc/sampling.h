@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "team.h"
+
 namespace toka {
 
 constexpr int64_t SAMPLING_BLOCK = 64;
@@ -34,21 +36,25 @@ struct SelectedRows {
 // NaN if one of them is.
 float maximum_of(const float* x, int64_t count);
 
-// maxima[row, block] of `num_rows` rows.
-void block_maxima(const Logits& logits, int64_t num_rows, float* maxima, int threads);
+// What takes a team is a part of its region: all threads call it, and results are whole after a
+// barrier that follows.
 
-// The lowest column among each row's largest logits; 0 for rows with a NaN.
-void best_columns(const Logits& logits, int64_t num_rows, int64_t* columns, int threads);
+// maxima[row, block] of `num_rows` rows.
+void block_maxima(Team& team, const Logits& logits, int64_t num_rows, float* maxima);
+
+// The lowest column among each row's largest logits, 0 for rows with a NaN, and the largest logit.
+void best_columns(Team& team, const Logits& logits, int64_t num_rows, int64_t* columns,
+                  float* peaks);
 
 // -1 in place of the columns of rows whose largest logit is not finite.
 void mark_broken_rows(const Logits& logits, int64_t num_rows, int64_t* columns);
 
 // log-sum-exp of the selected rows; NaN where the largest logit is not finite.
-void log_normalizers(const Logits& logits, const SelectedRows& selected, float* out, int threads);
+void log_normalizers(Team& team, const Logits& logits, const SelectedRows& selected, float* out);
 
 // The smallest logit that top_k (1..V) and top_p leave; -inf where they keep all.
-void truncation_thresholds(const Logits& logits, const SelectedRows& selected,
-                           const int64_t* top_k, const float* top_p, float* out, int threads);
+void truncation_thresholds(Team& team, const Logits& logits, const SelectedRows& selected,
+                           const int64_t* top_k, const float* top_p, float* out);
 
 struct DrawCall {
   SelectedRows selected;
@@ -62,6 +68,6 @@ struct DrawCall {
 };
 
 // The winners of the race and their scores; column 0 and -inf where there is none.
-void draw(const Logits& logits, const DrawCall& call, int threads);
+void draw(Team& team, const Logits& logits, const DrawCall& call);
 
 }  // namespace toka

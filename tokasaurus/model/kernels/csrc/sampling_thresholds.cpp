@@ -3,8 +3,8 @@
 #include <cmath>
 #include <limits>
 
-#include "parallel.h"
 #include "sampling.h"
+#include "scratch.h"
 #include "simd.h"
 
 namespace toka {
@@ -264,9 +264,9 @@ float row_threshold(const Logits& logits, int64_t row, float temperature, int64_
 
 }  // namespace
 
-void truncation_thresholds(const Logits& logits, const SelectedRows& selected,
-                           const int64_t* top_k, const float* top_p, float* out, int threads) {
-  parallel_pieces(selected.count, 1, threads, [&](int64_t first, int64_t last) {
+void truncation_thresholds(Team& team, const Logits& logits, const SelectedRows& selected,
+                           const int64_t* top_k, const float* top_p, float* out) {
+  team.pieces(selected.count, 1, [&](int64_t first, int64_t last) {
     thread_local Scratch scratch;
     for (int64_t i = first; i < last; i++)
       out[i] = row_threshold(logits, selected.rows[i], selected.temperature[i], top_k[i],

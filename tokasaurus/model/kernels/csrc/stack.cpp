@@ -151,16 +151,19 @@ StackBuffers StackMemory::buffers(const StackCall& call, size_t room) {
   buffers.qkv = activations_.get<char>(T * row * size.element);
   buffers.attended = buffers.qkv + T * size.qkv() * size.element;
   buffers.gated = buffers.attended + T * size.q * size.element;
+  const LayerCalls first(call, call.layers.front(), buffers);  // all are of the same shapes
+  for (const LinearCall& linear : {first.qkv(), first.out(), first.gate_up(), first.down()})
+    room = std::max(room, linear_room(linear));
   size_t partials = 0;
-  for (const StackLayer& layer : call.layers) {
-    const LayerCalls calls(call, layer, buffers);
-    for (const LinearCall& linear : {calls.qkv(), calls.out(), calls.gate_up(), calls.down()})
-      room = std::max(room, linear_room(linear));
-    partials = std::max(partials, partial_floats(calls.attention()));
-  }
+  for (const StackLayer& layer : call.layers)
+    partials = std::max(partials, partial_floats(LayerCalls(call, layer, buffers).attention()));
   buffers.room = room_.get<char>(room);
   buffers.partials = partials_.get<float>(partials);
   return buffers;
+}
+
+Ahead stack_ahead(const Team& team, const StackCall& call) {
+  return linear_ahead(team, LayerCalls(call, call.layers.front(), {}).qkv());
 }
 
 void run_stack(Team& team, const StackCall& call, const StackBuffers& buffers, const Ahead& next) {

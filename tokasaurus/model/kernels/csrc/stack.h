@@ -59,6 +59,8 @@ class StackMemory {
   Scratch activations_, room_, partials_;
 };
 
+// What a thread of a region reads first.
+Ahead stack_ahead(const Team& team, const StackCall& call);
 // All threads of a region call it; `hidden` is whole afterwards. `next` is what they read then.
 void run_stack(Team& team, const StackCall& call, const StackBuffers& buffers, const Ahead& next);
 // In a region of its own.

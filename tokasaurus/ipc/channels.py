@@ -40,8 +40,8 @@ class Inbox(Protocol[M]):
 
     @property
     def descriptor(self) -> int | None:
-        """What `may_have_more` looks at, for those who wait elsewhere: it can be read when something
-        has come since the last `drain`. None if there is no such thing."""
+        """What `may_have_more` looks at, for those who look elsewhere: it can be read when
+        something has come since the last `drain`. None if there is no such thing."""
 
     def close(self) -> None: ...
 

@@ -109,8 +109,8 @@ class DecodeStep:
         self._make_room(1)
 
     def pause_at(self, stop_tokens: np.ndarray, descriptor: int) -> None:
-        """Where `run` returns before it has run all passes: after one that drew one of these (int32,
-        ascending), or after which `descriptor`, unless it is negative, can be read."""
+        """Where `run` returns before it has run all passes: after one that drew one of these
+        (int32, ascending), or after which `descriptor`, unless it is negative, can be read."""
         self._passes.descriptor = descriptor
         if stop_tokens is not self._stop_tokens:
             self._stop_tokens = stop_tokens

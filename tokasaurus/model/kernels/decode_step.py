@@ -12,6 +12,18 @@ import numpy as np
 from tokasaurus.model.attention.cpu_backend import CpuBackend
 from tokasaurus.model.kernels.fused_decoder import FusedDecoder
 
+_DTYPES = {
+    "block_tables": np.int32,
+    "kv_lens": np.int64,
+    "last_tokens": np.int64,
+    "temperature": np.float32,
+    "top_p": np.float32,
+    "min_p": np.float32,
+    "top_k": np.int32,
+    "seeds": np.int64,
+}
+"""What the kernels take the columns for."""
+
 
 class _Slots(ctypes.Structure):
     """DecodeSlots of csrc/decode_step.h."""
@@ -95,11 +107,11 @@ class DecodeStep:
     def bind(self, columns: SlotColumns) -> None:
         """From now on steps read and write these arrays."""
         self._columns = columns
-        for name, _ in _Slots._fields_:
-            if name != "max_blocks":
-                column = getattr(columns, name)
-                assert column.flags.carray, f"{name} must be writeable and contiguous"
-                setattr(self._slots, name, column.ctypes.data)
+        for name, dtype in _DTYPES.items():
+            column = getattr(columns, name)
+            assert column.dtype == dtype, f"{name} must be {dtype.__name__}, not {column.dtype}"
+            assert column.flags.carray, f"{name} must be writeable and contiguous"
+            setattr(self._slots, name, column.ctypes.data)
         self._slots.max_blocks = columns.block_tables.shape[1]
 
     def set_rows(self, slots: np.ndarray, groups: np.ndarray) -> None:

@@ -89,6 +89,9 @@ def can_fuse(decoder: Decoder) -> bool:
     """Whether every layer has the shape that the stack computes, and nothing to ask other ranks."""
     if decoder.parallel.tp_size > 1:
         return False
+    norms = [module for module in decoder.modules() if isinstance(module, RMSNorm)]
+    if len({norm.eps for norm in norms}) > 1:
+        return False
     return (decoder.norm is None or isinstance(decoder.norm, RMSNorm)) and all(
         isinstance(layer, DecoderLayer)
         and not layer.is_parallel

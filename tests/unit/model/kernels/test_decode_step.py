@@ -245,6 +245,15 @@ def test_passes_end_after_a_stop_token_and_when_something_has_come() -> None:
     os.close(writable)
 
 
+@pytest.mark.parametrize("name", ["block_tables", "kv_lens", "temperature", "top_k"])
+def test_columns_of_another_type_are_refused(name: str) -> None:
+    contexts = Contexts("plain", "none", native_flavour(), (20,))
+    columns = contexts.columns()
+    setattr(columns, name, getattr(columns, name).astype(np.float64))
+    with pytest.raises(AssertionError, match=f"{name} must be"):
+        DecodeStep(contexts.model, contexts.backend, 8).bind(columns)
+
+
 @pytest.mark.parametrize("lengths", [(20, 24), (20, MAX_MODEL_LEN)])
 def test_a_row_without_room_changes_nothing(lengths: tuple[int, ...]) -> None:
     """Neither it, nor the rows before it; room ends with the block table or with the model."""

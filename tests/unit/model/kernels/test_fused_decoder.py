@@ -71,7 +71,7 @@ def test_a_decode_step_in_one_call(features: str, quantization: str, flavour: st
     step = DecodeStep(fast, backend, max_logits_rows=2)
     step.bind(columns)
     step.set_rows(np.array([2, 0]), np.empty((0, 3), np.int32))
-    tokens = step.run().tolist()
+    (tokens,) = step.run().tolist()
     assert tokens == logits.argmax(1).tolist()
     assert columns.kv_lens.tolist() == [2, 50, 14]
     assert columns.last_tokens.tolist() == [tokens[1], 50, tokens[0]]
@@ -120,6 +120,17 @@ def test_transformers_models_compute_with_packed_layers() -> None:
     assert all(layer.weight.numel() == 0 for layer in layers), "a weight is held twice"
     actual = logits_of_two_steps(packed, cpu_backend)
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_norms_of_different_epsilons_are_not_fused() -> None:
+    model = make_decoder(torch.float32)
+    model.layers[1].mlp_norm.eps *= 2
+    reference, backend = backends(model, native_flavour(), torch.float32)
+    expected = logits_of_two_steps(model, reference)
+    packed = with_cpu_kernels(model, backend)
+    assert not isinstance(packed, FusedDecoder)
+    torch.testing.assert_close(logits_of_two_steps(packed, backend), expected)
 
 
 def test_other_backends_leave_the_model_alone() -> None:

@@ -166,6 +166,13 @@ def test_rows_come_back(kernels: Kernels, dtype: torch.dtype, num_threads: int) 
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("row", [-1, 64, 2**40])
+def test_rows_that_are_not_there_are_refused(kernels: Kernels, row: int) -> None:
+    packed = PackedLinear(kernels, torch.randn(64, 20), None)
+    with pytest.raises(RuntimeError, match=f"no row {row}"):
+        packed.rows(torch.tensor([3, row]))
+
+
 def test_infinities_and_nans_pass(kernels: Kernels) -> None:
     weight = torch.eye(16).bfloat16()
     x = torch.zeros(2, 16).bfloat16()

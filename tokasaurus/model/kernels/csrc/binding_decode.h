@@ -75,9 +75,9 @@ inline void define_decode(torch::Library& m) {
 }  // namespace
 }  // namespace toka
 
-// The number of passes that ran; -1 if memory ran out (where a thread of a parallel region finds none
-// the process ends, as it does under the operators), -2 if a sequence has more tokens than its block
-// table has room for or the model has positions; its pass has changed nothing then.
+// The number of passes that ran; -1 if memory ran out (where a thread of a parallel region finds
+// none the process ends, as it does under the operators), -2 if a sequence has more tokens than its
+// block table has room for or the model has positions; its pass has changed nothing then.
 extern "C" __attribute__((visibility("default"))) int64_t toka_decode_step(
     void* step, const toka::DecodeSlots* slots, const int64_t* row_slots, int64_t num_rows,
     const int32_t* groups, int64_t num_groups, const toka::DecodePasses* passes,

@@ -58,8 +58,13 @@ at::Tensor packed_rows_op(const at::Tensor& packed, const at::Tensor& ids, int64
   const Type type = type_of(out, "the rows");
   const Format format = format_of(kind, group_size);
   check_contiguous(packed, packed_dtype(type, format), "a packed weight");
-  packed_rows(packed.const_data_ptr(), ids.const_data_ptr<int64_t>(), ids.numel(), in_features,
-              type, format, out.mutable_data_ptr(), threads());
+  const int64_t panel_bytes = packed_bytes(NR, in_features, false, type, format);
+  const int64_t num_rows = int64_t(packed.nbytes()) / panel_bytes * NR;
+  const int64_t* data = ids.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < ids.numel(); i++)
+    TORCH_CHECK(data[i] >= 0 && data[i] < num_rows, "no row ", data[i], " of a packed weight");
+  packed_rows(packed.const_data_ptr(), data, ids.numel(), in_features, type, format,
+              out.mutable_data_ptr(), threads());
   return out;
 }
 
@@ -105,7 +110,8 @@ at::Tensor linear_op(const at::Tensor& x, const at::Tensor& packed, int64_t out_
   return out;
 }
 
-// Rows ends[g - 1] .. ends[g] - 1 of x times weight g. Rows after the last end are left as they are.
+// Rows ends[g - 1] .. ends[g] - 1 of x times weight g. Rows after the last end are left as they
+// are.
 at::Tensor grouped_linear_op(const at::Tensor& x, const at::Tensor& packed, const at::Tensor& ends,
                              int64_t out_features, int64_t kind, int64_t group_size) {
   check_contiguous(ends, at::kInt, "ends");
@@ -118,7 +124,8 @@ at::Tensor grouped_linear_op(const at::Tensor& x, const at::Tensor& packed, cons
   call.out_features = call.out_stride = out_features;
   call.x_stride = row_stride(x, "x");
   call.threads = threads();
-  TORCH_CHECK(packed.dim() == 2 && packed.size(0) == groups, "there must be as many ends as weights");
+  TORCH_CHECK(packed.dim() == 2 && packed.size(0) == groups,
+              "there must be as many ends as weights");
   check_packed(packed, out_features, call.in_features, false, call.type, call.format, groups);
   at::Tensor out = at::empty({rows, out_features}, x.options());
   const int64_t bytes =

@@ -1,4 +1,5 @@
-// The decoder stack as a torch operator: lists of tensors in, one StackCall out. Part of binding.cpp.
+// The decoder stack as a torch operator: lists of tensors in, one StackCall out. Part of
+// binding.cpp.
 #pragma once
 
 #include <torch/library.h>

@@ -20,8 +20,8 @@ float largest(const Column& column) {
   return found;
 }
 
-// Calls put(k, level) for all k; returns the scale. A column with anything but finite numbers gets a
-// scale that is not a number: its outputs must not look right.
+// Calls put(k, level) for all k; returns the scale. A column with anything but finite numbers gets
+// a scale that is not a number: its outputs must not look right.
 template <class Put>
 float round_to_int8(const Column& column, Put&& put) {
   const float scale = largest(column) / 127.0f;

@@ -5,7 +5,8 @@
 //   INT8_WEIGHTS  NR scales (float), levels [K, padded to a multiple of 8][NR]
 //   INT4_WEIGHTS  per group of k: NR pairs of bf16 (scale, minimum), codes [group / 8][NR], where a
 //                 32-bit lane holds eight consecutive k of a column, the first one lowest
-// A level (int8, -127 to 127) stands for level * scale, a code (0 to 15) for code * scale + minimum.
+// A level (int8, -127 to 127) stands for level * scale, a code (0 to 15) for code * scale +
+// minimum.
 #pragma once
 
 #include "epilogue.h"

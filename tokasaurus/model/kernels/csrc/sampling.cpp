@@ -84,7 +84,7 @@ class Race {
       }
       const F scaled = (load(source) - peak_) / temperature_;
       F bound = splat(NEG_INF);
-      // A block whose best token is dropped, or can't win with the luckiest arrival, needs no noise.
+      // A block whose best token is dropped, or can't win with the luckiest arrival, needs none.
       if (reduce_max(scaled) >= threshold_ && reduce_max(scaled) + LUCKIEST >= best) {
         const F arrivals = first_arrivals(key_, call_.first_block + b, call_.vocab_size);
         bound = select(scaled >= threshold_, scaled - vlog(arrivals) + BOUND_SLACK, bound);

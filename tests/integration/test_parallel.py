@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import psutil
 import pytest
 
 from tests.checkpoints import VOCAB_SIZE, make_checkpoint
+from tests.integration.engine_process import EngineProcess
 from tests.reference import greedy_reference, mixed_prompts
 from tokasaurus import LLM, SamplingParams
 from tokasaurus.errors import EngineFailedError, TokasaurusError
@@ -86,6 +88,28 @@ def test_a_stopped_worker_ends_all_with_its_reason(folder: Path) -> None:
     reason = "worker0.1 hangs or ended: the others waited for step_timeout_seconds"
     timeouts = {"step_timeout_seconds": 1.0, "shutdown_timeout_seconds": 0.5}
     lose_a_worker(folder, signal.SIGSTOP, 0.0, reason, **timeouts)
+
+
+@pytest.mark.slow
+def test_a_worker_stopped_between_steps_ends_all_with_its_reason(folder: Path) -> None:
+    """Slow: waits for a step so long that no slow machine's exceeds it."""
+    options = [f"{name}={value}" for name, value in SMALL.items() if name != "show_progress"]
+    timeouts = ("step_timeout_seconds=20", "shutdown_timeout_seconds=0.5")
+    with EngineProcess((f"model={folder}", "tp_size=2", *timeouts, *options)) as engine:
+        engine.wait_until_ready()
+        workers = list(engine.children().values())
+        body = {"prompt": "x", "max_tokens": 400, "n": 16, "ignore_eos": True, "stream": True}
+        url = f"{engine.url}/v1/completions"
+        with httpx.stream("POST", url, json=body, timeout=120) as reply:
+            lines = reply.iter_lines()
+            assert next(lines).startswith("data: {")
+            engine.children()["worker0.1"].suspend()
+            ends = [line for line in lines if "error" in line]
+        assert len(ends) == 1, ends
+        assert engine.wait() == 1
+    reason = "worker0.1 hangs or ended: the others waited for step_timeout_seconds"
+    assert reason in engine.output
+    assert not psutil.wait_procs(workers, timeout=60)[1]
 
 
 def lose_a_worker(

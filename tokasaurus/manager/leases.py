@@ -11,8 +11,11 @@ from tokasaurus.ipc.messages.to_manager import RunnerCapabilities
 from tokasaurus.manager.running_set import RunningSet
 from tokasaurus.manager.settings import ManagerSettings
 
-_MAX_SECONDS = 0.1
-"""How long a lease may take: what is not worth ending it waits for so long."""
+_MAX_SECONDS = 0.5
+"""How long a lease may take: what is not worth ending it waits for so long. Each lease wakes some
+ten threads of other processes, for which computing ones wait five milliseconds in all."""
+_SHARE_OF_TIMEOUT = 0.25
+"""Most of `step_timeout_seconds` that a lease takes: a step that hangs is noticed by its silence."""
 
 
 class LeasePlanner:
@@ -24,6 +27,7 @@ class LeasePlanner:
         is_fed = settings.scheduling_steps_ahead > 0
         may_repeat = capabilities.repeats and is_fed
         self._max_passes = settings.max_decode_repeats if may_repeat else 1
+        self._max_seconds = min(_MAX_SECONDS, _SHARE_OF_TIMEOUT * settings.step_timeout_seconds)
         self._running = running
         self._seconds = 0.0
         """Of one pass, the last time that one was measured."""
@@ -44,8 +48,8 @@ class LeasePlanner:
         if self._max_passes == 1 or running.prefilling or decode_slots.size > self._num_measured:
             return 1
         most = self._max_passes
-        if self._seconds * most > _MAX_SECONDS:
-            most = int(_MAX_SECONDS / self._seconds)
+        if self._seconds * most > self._max_seconds:
+            most = int(self._max_seconds / self._seconds)
         if most <= 1 or not self._allows(decode_slots):
             return 1
         slots = running.slots

@@ -103,7 +103,10 @@ def expected_outputs(request: GenerateRequest, vocab_size: int) -> tuple[list[in
 
 
 class Harness:
-    """Runs the real manager loop; `lag` worker outputs are held back to keep steps in flight."""
+    """Runs the real manager loop; `lag` worker outputs are held back to keep steps in flight.
+
+    Leases are of 16 passes, so that short outputs take several.
+    """
 
     def __init__(
         self,
@@ -136,7 +139,7 @@ class Harness:
         """How long each pass of the next step takes."""
         self.now = 0.0
         self.manager = Manager(
-            ManagerSettings(page_size=page_size, **settings),
+            ManagerSettings(page_size=page_size, **({"max_decode_repeats": 16} | settings)),
             WorkerReady(
                 rank=0,
                 capabilities=RunnerCapabilities(

@@ -170,12 +170,12 @@ def test_leases_take_only_blocks_that_are_there() -> None:
     assert preemptions(repeats=True) == preemptions(repeats=False) == 0
 
 
-def planner(num_rows: int) -> tuple[LeasePlanner, RunningSet]:
+def planner(num_rows: int, **others: float) -> tuple[LeasePlanner, RunningSet]:
     running = RunningSet(8, 1000, 1000, 4)
     running.decode_slots = np.arange(num_rows)
     running.slots.max_num_tokens[:] = 1000
-    capabilities = RunnerCapabilities(repeats=True)
-    return LeasePlanner(ManagerSettings(page_size=4), capabilities, running), running
+    settings = ManagerSettings(page_size=4, max_decode_repeats=16, **others)
+    return LeasePlanner(settings, RunnerCapabilities(repeats=True), running), running
 
 
 def test_a_lease_is_short() -> None:
@@ -183,13 +183,19 @@ def test_a_lease_is_short() -> None:
     assert leases.num_passes() == 1, "nothing has been measured"
     leases.observe(2, 4, 0.004)
     assert leases.num_passes() == 16
-    leases.observe(2, 1, 0.011)
+    leases.observe(2, 1, 0.051)
     assert leases.num_passes() == 9
-    leases.observe(2, 1, 0.14)
+    leases.observe(2, 1, 0.3)
     assert leases.num_passes() == 1
     leases.observe(2, 1, 0.001)
     running.decode_slots = np.arange(3)
     assert leases.num_passes() == 1, "more rows take longer"
+
+
+def test_a_lease_takes_a_quarter_of_what_a_silent_worker_has() -> None:
+    leases, _ = planner(2, step_timeout_seconds=0.4)
+    leases.observe(2, 1, 0.012)
+    assert leases.num_passes() == 8
 
 
 def test_a_lease_ends_with_the_first_row_that_is_full() -> None:

@@ -38,7 +38,8 @@ BATCH_SIZES = (1, 4, 16, 64, 128, 256, MATRIX_ROWS)
 def pass_table(
     shape: Shape, dtype: torch.dtype, ways: dict[str, Pack], clock: Clock
 ) -> dict[str, dict[int, float]]:
-    """Seconds per way and batch size; the weights of one way at a time are in memory."""
+    """Seconds per way and batch size. The weights of one way at a time are in memory, so that ways
+    don't take turns: `bench_offline.py --limits` is for comparing."""
     table = {}
     for name, pack in ways.items():
         layers = LinearPass(shape, dtype, pack)

@@ -108,7 +108,7 @@ def test_what_is_compared_takes_turns() -> None:
     assert median_seconds(runs, lambda: now, 0.0, least_rounds=3) == [5.0, 2.0]
     assert order == ["slow", "fast"] * 4
     order.clear()
-    median_seconds(runs, lambda: now, 30.0, least_rounds=1)
+    median_seconds(runs, lambda: now, 15.0, least_rounds=1)
     assert order == ["slow", "fast"] * (1 + 5)
 
 

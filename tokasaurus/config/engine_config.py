@@ -115,7 +115,7 @@ class EngineConfig(StrictConfig):
     """Most sequences that run at the same time."""
     scheduling_steps_ahead: int | None = None
     """Steps planned before their predecessors' tokens are known; None: what suits the device."""
-    max_decode_repeats: int = 64
+    max_decode_repeats: int = 32
     """Most tokens that a worker on a CPU draws for each running sequence before it reports them,
     while nobody streams and nothing new has come; 1: reports each at once."""
     max_prefill_tokens_per_step: int | None = None

@@ -18,7 +18,7 @@ class ManagerSettings:
     """Sequences that run at a time."""
     scheduling_steps_ahead: int = 1
     """Steps sent to the worker beyond the one it executes."""
-    max_decode_repeats: int = 64
+    max_decode_repeats: int = 32
     """Most passes of a step that only decodes, where the worker repeats and nobody waits for single
     tokens; none are repeated with no steps ahead."""
     max_prefill_tokens_per_step: int | None = None

@@ -2,7 +2,7 @@
 //
 // Memory decides here: blocks lie anywhere and are short, so that the machine would not see them
 // coming. Lines of the values are fetched while scores are computed, and of the next tile's keys
-// while outputs are, in the order in which they lie in memory.
+// while outputs are, block after block or from all blocks in turns.
 #pragma once
 
 #include <algorithm>
@@ -31,34 +31,41 @@ class FetchAhead {
         last_((end + page_size - 1) / page_size),
         block_(first_) {
     if (first_ >= last_) return;
-    left_ = (last_ - first_) * heads.item_bytes;
+    left_ = heads.item_bytes;
     position_ = heads.base + heads.blocks[first_] * heads.block_bytes;
     in_turns_ = heads.item_bytes < heads.block_bytes;
     for (int64_t i = first_ + 1; i < last_; i++)
       in_turns_ |= heads.blocks[i] != heads.blocks[i - 1] + 1;
+    if (!in_turns_) left_ *= last_ - first_;
   }
 
   // Where the next `bytes` lie; `otherwise` when all are taken.
   TOKA_INLINE const char* take(int64_t bytes, const void* otherwise) {
     if (left_ <= 0) return static_cast<const char*>(otherwise);
     const char* piece = position_;
-    position_ += bytes;
-    left_ -= bytes;
-    if (in_turns_) turn(bytes);
+    if (in_turns_) {
+      turn(bytes);
+    } else {
+      position_ += bytes;
+      left_ -= bytes;
+    }
     return piece;
   }
 
  private:
   void turn(int64_t bytes) {
+    if (block_ == first_) piece_ = bytes;  // of all blocks
     if (++block_ == last_) {
       block_ = first_;
-      offset_ += bytes;
+      offset_ += piece_;
+      left_ -= piece_;
     }
     position_ = heads_.base + heads_.blocks[block_] * heads_.block_bytes + offset_;
   }
 
   HeadsOfBlocks heads_{};
-  int64_t first_ = 0, last_ = 0, block_ = 0, offset_ = 0, left_ = 0;
+  int64_t first_ = 0, last_ = 0, block_ = 0, offset_ = 0, piece_ = 0;
+  int64_t left_ = 0;  // of all blocks together, or of each if they take turns
   bool in_turns_ = false;
   const char* position_ = nullptr;
 };

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <tuple>
-#include <vector>
 
 #include "binding_checks.h"
 #include "parallel.h"
@@ -50,7 +49,7 @@ SelectedRows selected_rows(const at::Tensor& logits, const at::Tensor& rows,
   return selected;
 }
 
-// Calls body(team) in a region of as many threads as there is work for.
+// Calls body(team) in a region of as many threads as there are pieces of work.
 template <class Body>
 void in_region(int64_t num_pieces, Body&& body) {
   parallel_region(int(std::min<int64_t>(threads(), num_pieces)), body);
@@ -60,18 +59,17 @@ at::Tensor block_maxima_op(const at::Tensor& logits) {
   const Logits view = logits_of(logits);
   at::Tensor maxima = at::empty({logits.size(0), view.blocks()}, logits.options());
   float* data = maxima.mutable_data_ptr<float>();
-  in_region(logits.numel(), [&](Team& team) { block_maxima(team, view, logits.size(0), data); });
+  in_region(maxima_pieces(view, logits.size(0)),
+            [&](Team& team) { block_maxima(team, view, logits.size(0), data); });
   return maxima;
 }
 
 at::Tensor best_tokens_op(const at::Tensor& logits, const at::Tensor& maxima) {
   const Logits view = logits_of(logits, maxima);
   at::Tensor columns = at::empty({logits.size(0)}, at::kLong);
-  std::vector<float> peaks(logits.size(0));
   int64_t* data = columns.mutable_data_ptr<int64_t>();
-  in_region(logits.size(0), [&](Team& team) {
-    best_columns(team, view, logits.size(0), data, peaks.data());
-  });
+  in_region(best_pieces(logits.size(0)),
+            [&](Team& team) { best_columns(team, view, logits.size(0), data, nullptr); });
   return columns;
 }
 

@@ -9,8 +9,12 @@
 namespace toka {
 namespace {
 
-constexpr int64_t BLOCKS_PER_PIECE = 256;
+constexpr int64_t BLOCKS_PER_PIECE = 256, ROWS_PER_PIECE = 8;
 constexpr float BOUND_SLACK = 1e-3f;  // more than rounding can take from a block's bound
+
+int64_t pieces_of_row(const Logits& logits) {
+  return (logits.blocks() + BLOCKS_PER_PIECE - 1) / BLOCKS_PER_PIECE;
+}
 
 // NaN if one of the 64 is.
 TOKA_INLINE float full_block_maximum(const float* x) {
@@ -132,9 +136,14 @@ float maximum_of(const float* x, int64_t count) {
   return best;
 }
 
+int64_t maxima_pieces(const Logits& logits, int64_t num_rows) {
+  return num_rows * pieces_of_row(logits);
+}
+
+int64_t best_pieces(int64_t num_rows) { return (num_rows + ROWS_PER_PIECE - 1) / ROWS_PER_PIECE; }
+
 void block_maxima(Team& team, const Logits& logits, int64_t num_rows, float* maxima) {
-  const int64_t blocks = logits.blocks();
-  const int64_t pieces = (blocks + BLOCKS_PER_PIECE - 1) / BLOCKS_PER_PIECE;
+  const int64_t blocks = logits.blocks(), pieces = pieces_of_row(logits);
   team.pieces(num_rows * pieces, 1, [&](int64_t first, int64_t last) {
     for (int64_t piece = first; piece < last; piece++) {
       const int64_t row = piece / pieces, start = piece % pieces * BLOCKS_PER_PIECE;
@@ -151,7 +160,7 @@ void block_maxima(Team& team, const Logits& logits, int64_t num_rows, float* max
 
 void best_columns(Team& team, const Logits& logits, int64_t num_rows, int64_t* columns,
                   float* peaks) {
-  team.pieces(num_rows, 8, [&](int64_t first, int64_t last) {
+  team.pieces(num_rows, ROWS_PER_PIECE, [&](int64_t first, int64_t last) {
     for (int64_t row = first; row < last; row++) {
       const float* maxima = logits.row_maxima(row);
       const int64_t blocks = logits.blocks();
@@ -164,7 +173,7 @@ void best_columns(Team& team, const Logits& logits, int64_t num_rows, int64_t* c
         while (x[column] != peak) column++;
       }
       columns[row] = column;
-      peaks[row] = peak;
+      if (peaks != nullptr) peaks[row] = peak;
     }
   });
 }

@@ -39,10 +39,15 @@ float maximum_of(const float* x, int64_t count);
 // What takes a team is a part of its region: all threads call it, and results are whole after a
 // barrier that follows.
 
+// How many pieces `block_maxima` and `best_columns` divide their work into.
+int64_t maxima_pieces(const Logits& logits, int64_t num_rows);
+int64_t best_pieces(int64_t num_rows);
+
 // maxima[row, block] of `num_rows` rows.
 void block_maxima(Team& team, const Logits& logits, int64_t num_rows, float* maxima);
 
-// The lowest column among each row's largest logits, 0 for rows with a NaN, and the largest logit.
+// The lowest column among each row's largest logits, 0 for rows with a NaN, and the largest logit,
+// unless `peaks` is null.
 void best_columns(Team& team, const Logits& logits, int64_t num_rows, int64_t* columns,
                   float* peaks);
 

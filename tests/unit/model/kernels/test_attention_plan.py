@@ -133,6 +133,22 @@ def test_threads_share_a_short_row_equally(num_threads: int) -> None:
     ]
 
 
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("num_threads", [2, 3, 4, 8, 12])
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 3, 5, 6, 8])
+def test_threads_share_a_short_row_whatever_its_heads(
+    num_kv_heads: int, num_threads: int, head_dim: int
+) -> None:
+    """Parts are equal and as many for each thread, or so small that free threads even them out."""
+    keys = 64 * num_threads
+    step = Step(
+        decode=(keys,), num_kv_heads=num_kv_heads, head_dim=head_dim, num_threads=num_threads
+    )
+    costs = [item[3] * (item[5] - item[4]) for item in check_plan(step)]
+    are_equal = len(costs) % num_threads == 0 and len(set(costs)) == 1
+    assert are_equal or max(costs) <= num_kv_heads * keys / num_threads / 2
+
+
 @st.composite
 def steps(draw: st.DrawFn) -> Step:
     page_size = draw(st.sampled_from([1, 3, 16, 64, 100, 128]))

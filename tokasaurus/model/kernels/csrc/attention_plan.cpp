@@ -15,8 +15,9 @@ constexpr int64_t RUN_BYTES = 384;      // of keys per token that an item reads 
 constexpr int64_t MIN_SPLIT = 64;       // keys below which a range is not split
 constexpr int64_t KEY_COST = 6;         // loading a key costs about as much as this many rows
 constexpr int64_t ITEMS_PER_THREAD = 4;
-constexpr int64_t SHORT_WORK = 8192;    // cost per thread of a single range, up to which each thread
-                                        // takes one equal part: more parts cost more than they help
+// Cost per thread of a single range, up to which parts are equal, one per thread where heads allow
+// it: more parts cost more than they help.
+constexpr int64_t SHORT_WORK = 8192;
 
 struct Range {
   int64_t token0, num_tokens, kv_begin, kv_end, position0, block_offset;
@@ -32,12 +33,14 @@ class Planner {
   Plan build() {
     collect();
     int64_t total = 0;
-    for (const Range& range : ranges_) total += cost(range, heads());
+    for (const Range& range : ranges_) {
+      total += cost(range, heads());
+      num_splits_ += (range.kv_end - range.kv_begin) / MIN_SPLIT;
+    }
     const bool is_short = ranges_.size() == 1 && total <= r_.threads * SHORT_WORK;
-    items_per_thread_ = is_short ? 1 : ITEMS_PER_THREAD;
+    items_per_thread_ = is_short && divides_equally(ranges_.front()) ? 1 : ITEMS_PER_THREAD;
     const int64_t items = r_.threads * items_per_thread_;
     target_ = std::max<int64_t>((total + items - 1) / items, 1);
-    heads_together_ = enough_without_heads() ? heads_of_a_run() : 1;
     for (const Range& range : ranges_) emit(range);
     for (size_t i = 0; i < parts_of_.size(); i++) {
       if (parts_of_[i].empty()) continue;
@@ -98,11 +101,17 @@ class Planner {
     return std::clamp<int64_t>(RUN_BYTES / bytes, 1, heads());
   }
 
-  // Whether threads have enough to do if only keys are divided.
-  bool enough_without_heads() const {
-    int64_t items = 0;
-    for (const Range& range : ranges_) items += (range.kv_end - range.kv_begin) / MIN_SPLIT;
-    return items >= r_.threads * items_per_thread_;
+  // How many heads of a range an item takes together: several, where few rows attend, if threads
+  // have enough to do when only keys are divided.
+  int64_t heads_together(const Range& range, int64_t items_per_thread) const {
+    if (range.num_tokens * r_.group_size > STREAMED_ROWS) return 1;
+    return num_splits_ >= r_.threads * items_per_thread ? heads_of_a_run() : 1;
+  }
+
+  // Whether one part per thread, or the same number of parts for each, cuts the range equally.
+  bool divides_equally(const Range& range) const {
+    const int64_t together = heads_together(range, 1), groups = heads() / together;
+    return heads() % together == 0 && (groups % r_.threads == 0 || r_.threads % groups == 0);
   }
 
   int64_t cost(int64_t keys, int64_t num_tokens, int64_t num_heads) const {
@@ -121,8 +130,7 @@ class Planner {
     const int64_t keys = range.kv_end - range.kv_begin;
     if (keys <= 0) return;
     const int64_t page = r_.cache.page_size;
-    const int64_t together =
-        range.num_tokens * r_.group_size <= STREAMED_ROWS ? heads_together_ : 1;
+    const int64_t together = heads_together(range, items_per_thread_);
     int64_t splits = (cost(range, together) + target_ - 1) / target_;
     splits = std::max<int64_t>(1, std::min(splits, keys / MIN_SPLIT));
     const int64_t unit =
@@ -162,7 +170,8 @@ class Planner {
   static int64_t round_up(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }
 
   const PlanRequest& r_;
-  int64_t tokens_per_item_, items_per_thread_ = 1, target_ = 1, heads_together_ = 1;
+  int64_t tokens_per_item_, items_per_thread_ = 1, target_ = 1;
+  int64_t num_splits_ = 0;  // that the keys of all ranges have room for
   std::vector<Range> ranges_;
   std::vector<std::vector<int32_t>> parts_of_;  // per token and KV head
   Plan plan_;

@@ -12,6 +12,9 @@ from tokasaurus.worker.device_batch import BatchBuilder
 from tokasaurus.worker.runner import GoesOn
 from tokasaurus.worker.step_sampler import StepSampler
 
+_MAX_CALL_SECONDS = 0.1
+"""After so long the process's signal handlers get their turn."""
+
 
 class FusedDecodes:
     """Looks at the decoding slots when they change; else a step costs one call."""
@@ -57,7 +60,9 @@ class FusedDecodes:
         at_once = 1
         if goes_on.descriptor is not None and not self._has_ended and goes_on():
             at_once = step.max_passes
-            self._decode_step.pause_at(stop_tokens.of_any_slot, goes_on.descriptor)
+            self._decode_step.pause_at(
+                stop_tokens.of_any_slot, goes_on.descriptor, _MAX_CALL_SECONDS
+            )
         drawn = self._decode_step.run(at_once)
         while True:
             self._has_ended = self._has_ended or stop_tokens.any_end(slots, drawn[-1])
@@ -83,6 +88,7 @@ class FusedDecodes:
         self._decode_step.bind(
             SlotColumns(
                 block_tables=table.block_tables,
+                num_blocks=table.num_blocks,
                 kv_lens=table.kv_lens,
                 last_tokens=last_tokens,
                 temperature=table.temperature,

@@ -11,7 +11,7 @@ from tests.unit.worker.conftest import PAGE_SIZE, VOCAB_SIZE
 from tests.unit.worker.step_driver import DrivenSequence, StepDriver
 from tokasaurus.ipc.messages.to_manager import StepOutput, TokenSampling
 from tokasaurus.ipc.messages.to_worker import HydragenGroup
-from tokasaurus.worker import step_sampler
+from tokasaurus.worker import fused_decodes, step_sampler
 from tokasaurus.worker.fused_decodes import DecodedStep
 from tokasaurus.worker.runner import GoesOn
 from tokasaurus.worker.torch_runner import TorchRunner
@@ -40,6 +40,12 @@ class Counted:
         handle = self._runner.execute(step, goes_on)
         self.was_fused.append(isinstance(handle, DecodedStep))
         return handle
+
+
+@pytest.fixture(autouse=True)
+def _calls_take_the_time_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is, a call runs its passes."""
+    monkeypatch.setattr(fused_decodes, "_MAX_CALL_SECONDS", 3600.0)
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +199,25 @@ def test_a_lease_looks_up_when_something_has_come(
     for drive, sequence in ((driver, row), (alone, again)):
         drive.free(sequence)
         drive.run()
+    os.close(readable)
+    os.close(writable)
+
+
+def test_a_lease_looks_up_when_time_is_up(
+    runners: tuple[TorchRunner, TorchRunner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It asks after each call, and goes on."""
+    monkeypatch.setattr(fused_decodes, "_MAX_CALL_SECONDS", 0.0)
+    readable, writable = os.pipe()
+    answers = [True] * 6
+    driver = StepDriver(runners[0], PAGE_SIZE)
+    row = driver.add(0, prompt(1, 5), PLAIN[1])
+    driver.run(prefill=[(row, 5)])
+    output = driver.run(decode=[row], max_passes=6, goes_on=GoesOn(answers.pop, readable))
+    assert output.token_ids.shape == (6, 1)
+    assert not answers
+    driver.free(row)
+    driver.run()
     os.close(readable)
     os.close(writable)
 

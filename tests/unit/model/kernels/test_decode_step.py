@@ -82,6 +82,7 @@ class Contexts:
         n = len(self.lengths)
         return SlotColumns(
             block_tables=self.tables,
+            num_blocks=np.full(n, self.tables.shape[1], np.int32),
             kv_lens=self.lengths.copy(),
             last_tokens=np.arange(n),
             temperature=np.zeros(n, np.float32),
@@ -91,23 +92,31 @@ class Contexts:
             seeds=np.zeros(n, np.int64),
         )
 
-    def decode(self, one_pass: Callable[[], list[int]]) -> Outcome:
-        """From the same cache every time."""
+    def fill(self) -> None:
+        """With the same contexts every time."""
         rng = torch.Generator().manual_seed(1)
         for cache in self.backend.caches():
             cache.copy_(torch.randn(cache.shape, generator=rng))
-        tokens = [one_pass() for _ in range(NUM_PASSES)]
+
+    def decode(self, passes: Callable[[], list[list[int]]]) -> Outcome:
+        self.fill()
+        tokens = passes()
         digest = hashlib.sha256()
         for cache in self.backend.caches():
             digest.update(cache.view(torch.int16).numpy())
         return Outcome(tokens, digest.hexdigest())
 
 
+def one_by_one(step: DecodeStep) -> list[list[int]]:
+    """What single calls draw."""
+    return [step.run()[0].tolist() for _ in range(NUM_PASSES)]
+
+
 def one_call(contexts: Contexts, max_logits_rows: int = 8) -> Outcome:
     step = DecodeStep(contexts.model, contexts.backend, max_logits_rows)
     step.bind(contexts.columns())
     step.set_rows(np.arange(len(contexts.lengths)), np.empty((0, 3), np.int32))
-    return contexts.decode(lambda: step.run()[0].tolist())
+    return contexts.decode(lambda: one_by_one(step))
 
 
 @torch.inference_mode()
@@ -135,7 +144,7 @@ def call_by_call(contexts: Contexts) -> Outcome:
         ids.copy_(contexts.model.logits(hidden).argmax(1))
         return ids.tolist()
 
-    return contexts.decode(one_pass)
+    return contexts.decode(lambda: [one_pass() for _ in range(NUM_PASSES)])
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
@@ -202,32 +211,24 @@ def test_passes_in_one_call_draw_what_single_ones_do(
         return result
 
     torch.set_num_threads(1)
-    one_by_one = step()
-    expected = contexts.decode(lambda: one_by_one.run()[0].tolist())
+    single, together = step(), step()
+    expected = contexts.decode(lambda: one_by_one(single))
     torch.set_num_threads(num_threads)
-    at_once = step()
-    drawn: list[list[int]] = []
-
-    def one_pass() -> list[int]:
-        drawn.extend([] if drawn else at_once.run(NUM_PASSES).tolist())
-        return drawn.pop(0)
-
-    assert contexts.decode(one_pass) == expected
+    assert contexts.decode(lambda: together.run(NUM_PASSES).tolist()) == expected
 
 
-def test_passes_end_after_a_stop_token_and_when_something_has_come() -> None:
+def test_where_passes_end() -> None:
+    """After a stop token, when something has come, and when time is up."""
     contexts = Contexts("plain", "none", native_flavour(), (33, 9))
     readable, writable = os.pipe()
 
-    def run(stop_tokens: list[int], descriptor: int) -> list[list[int]]:
+    def run(stop_tokens: list[int], descriptor: int, *most: float) -> list[list[int]]:
         step = DecodeStep(contexts.model, contexts.backend, 8)
         columns = contexts.columns()
         step.bind(columns)
         step.set_rows(np.arange(2), np.empty((0, 3), np.int32))
-        step.pause_at(np.array(stop_tokens, np.int32), descriptor)
-        rng = torch.Generator().manual_seed(1)
-        for cache in contexts.backend.caches():
-            cache.copy_(torch.randn(cache.shape, generator=rng))
+        step.pause_at(np.array(stop_tokens, np.int32), descriptor, *most)
+        contexts.fill()
         drawn = step.run(NUM_PASSES).tolist()
         assert columns.kv_lens.tolist() == [33 + len(drawn), 9 + len(drawn)]
         assert columns.last_tokens.tolist() == drawn[-1]
@@ -235,6 +236,8 @@ def test_passes_end_after_a_stop_token_and_when_something_has_come() -> None:
 
     everything = run([], readable)
     assert len(everything) == NUM_PASSES
+    assert run([], readable, 3600.0) == everything
+    assert run([], readable, 0.0) == everything[:1]
     unseen = next(i for i in range(1000) if all(i not in row for row in everything))
     stop = everything[1][1]
     end = next(i for i, row in enumerate(everything) if stop in row) + 1
@@ -254,13 +257,27 @@ def test_columns_of_another_type_are_refused(name: str) -> None:
         DecodeStep(contexts.model, contexts.backend, 8).bind(columns)
 
 
+def test_arrays_of_another_type_are_refused() -> None:
+    contexts = Contexts("plain", "none", native_flavour(), (20,))
+    step = DecodeStep(contexts.model, contexts.backend, 8)
+    no_groups = np.empty((0, 3), np.int32)
+    with pytest.raises(AssertionError, match="slots must be int64"):
+        step.set_rows(np.zeros(1, np.int32), no_groups)
+    with pytest.raises(AssertionError, match="groups must be int32"):
+        step.set_rows(np.zeros(1, np.int64), no_groups.astype(np.int64))
+    with pytest.raises(AssertionError, match="slots must be contiguous"):
+        step.set_rows(np.zeros(4, np.int64)[::2], no_groups)
+    with pytest.raises(AssertionError, match="stop_tokens must be int32"):
+        step.pause_at(np.arange(3), -1)
+
+
 @pytest.mark.parametrize("lengths", [(20, 24), (20, MAX_MODEL_LEN)])
 def test_a_row_without_room_changes_nothing(lengths: tuple[int, ...]) -> None:
-    """Neither it, nor the rows before it; room ends with the block table or with the model."""
+    """Neither it, nor the rows before it; room ends with the slot's blocks or with the model."""
     contexts = Contexts("plain", "none", native_flavour(), lengths)
     columns = contexts.columns()
     if lengths[1] < MAX_MODEL_LEN:
-        columns.block_tables = np.ascontiguousarray(contexts.tables[:, :3])
+        columns.num_blocks[1] = 24 // PAGE_SIZE
     step = DecodeStep(contexts.model, contexts.backend, max_logits_rows=8)
     step.bind(columns)
     step.set_rows(np.arange(2), np.empty((0, 3), np.int32))

@@ -60,6 +60,7 @@ def test_a_decode_step_in_one_call(features: str, quantization: str, flavour: st
     logits = logits_of_two_steps(fast, backend)[-2:]
     columns = SlotColumns(
         block_tables=np.array([[3, 0], [0, 0], [4, 1]], np.int32),
+        num_blocks=np.array([1, 0, 2], np.int32),
         kv_lens=np.array([1, 50, 13]),
         last_tokens=np.array([7, 50, 13 * 7]) % SPEC.vocab_size,
         temperature=np.zeros(3, np.float32),

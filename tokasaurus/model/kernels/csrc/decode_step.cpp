@@ -14,9 +14,6 @@
 namespace toka {
 namespace {
 
-// After so long the caller's signal handlers get their turn.
-constexpr std::chrono::milliseconds MAX_TIME{100};
-
 int64_t element_size(Type type) { return type == Type::BFloat16 ? 2 : 4; }
 
 bool has_news(int descriptor) {
@@ -55,6 +52,8 @@ int64_t DecodeStep::run(const DecodeSlots& slots, const DecodeRows& rows,
   StackCall& stack = model_.stack;
   stack.threads = threads;
   stack.num_tokens = rows.count;
+  // Here, as the region's other threads read where it is as soon as they begin.
+  stack.hidden = hidden_.get<char>(rows.count * stack.hidden_size * element_size(stack.cache.type));
   parallel_region(threads, [&](Team& team) {
     team.read_ahead(stack_ahead(team, stack));
     for (;;) {
@@ -78,10 +77,10 @@ void DecodeStep::begin_pass(Run& run) {
     plan(run.rows);
     StackCall& stack = model_.stack;
     const int64_t count = run.rows.count, part = std::min(model_.max_logits_rows, count);
-    stack.hidden = hidden_.get<char>(count * stack.hidden_size * element_size(stack.cache.type));
     logits_ = logits_memory_.get<float>(part * model_.vocab_size);
     buffers_ = memory_.buffers(stack, linear_room(head(0, part)));
     drawn_.resize(count);
+    sampler_.reserve(part, model_.vocab_size);  // other parts are prepared where nothing may throw
     prepare_draw(run, 0);
     run.is_running = true;
   } catch (...) {
@@ -104,16 +103,18 @@ bool DecodeStep::end_pass(Run& run) {
   }
   run.num_passes++;
   return !stops && run.num_passes < passes.most && !has_news(passes.descriptor) &&
-         std::chrono::steady_clock::now() - run.began < MAX_TIME;
+         std::chrono::steady_clock::now() - run.began <
+             std::chrono::duration<double>(passes.max_seconds);
 }
 
 // A slot may be among the rows once.
 void DecodeStep::check(const DecodeSlots& slots, const DecodeRows& rows) const {
-  const int64_t room =
-      std::min(slots.max_blocks * model_.stack.cache.page_size, model_.max_positions);
-  for (int64_t row = 0; row < rows.count; row++)
-    if (slots.kv_lens[rows.slots[row]] >= room)
+  const int64_t page_size = model_.stack.cache.page_size;
+  for (int64_t row = 0; row < rows.count; row++) {
+    const int64_t slot = rows.slots[row];
+    if (slots.kv_lens[slot] >= std::min(slots.num_blocks[slot] * page_size, model_.max_positions))
       throw std::out_of_range("a row has no block, or the model no position, for its token");
+  }
 }
 
 void DecodeStep::expand(const DecodeSlots& slots, const DecodeRows& rows) {
@@ -234,7 +235,6 @@ LinearCall DecodeStep::head(int64_t first_row, int64_t num_rows) const {
   head.out_type = Type::Float;
   head.out_features = head.out_stride = model_.vocab_size;
   head.out = logits_;
-  head.threads = stack.threads;
   return head;
 }
 

@@ -1,7 +1,7 @@
 // Whole decode steps in one call: from the slots' last tokens to their next ones, pass after pass.
 //
-// All passes are one parallel region: what lies between two of them is one thread's work, while the
-// others read ahead of the first layer.
+// All passes are one parallel region: what lies between two of them is one thread's work; the
+// others wait and, where a single row decodes, read ahead of the first layer.
 // Everything that steps share is kept: the model's pointers, buffers, the expanded block tables.
 // What a step costs beside its passes over the weights is what its rows cost.
 #pragma once
@@ -17,6 +17,7 @@ namespace toka {
 struct DecodeSlots {
   const int32_t* block_tables;  // [slots, max_blocks]
   int64_t max_blocks;
+  const int32_t* num_blocks;  // of each table, that the slot has
   int64_t* kv_lens;      // a pass adds 1
   int64_t* last_tokens;  // what a pass runs, then what it drew
   SamplingColumns sampling;
@@ -40,13 +41,15 @@ struct DecodeModel {
   int64_t max_positions;    // rows of the rotary table
 };
 
-// How often a step is repeated: after each pass nothing but what it drew is looked at.
+// How often a step is repeated: after each pass what it drew, a descriptor and the clock are looked
+// at.
 struct DecodePasses {
   int64_t most;
   const int32_t* stop_tokens;  // a pass that draws one of these, or none for a row, is the last
   int64_t num_stop_tokens;
   // So is one after which this can be read, if it isn't negative.
   int descriptor;
+  double max_seconds;  // and one that ends so long after the call began, or later
 };
 
 class DecodeStep {

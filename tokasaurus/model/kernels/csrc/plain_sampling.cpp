@@ -25,6 +25,15 @@ bool is_random(const SamplingColumns& columns, int64_t slot) {
 
 }  // namespace
 
+void PlainSampler::reserve(int64_t num_rows, int64_t vocab_size) {
+  maxima_.reserve(num_rows * Logits{nullptr, nullptr, vocab_size}.blocks());
+  keys_.reserve(2 * num_rows);
+  for (auto* column : {&peaks_, &temperature_, &peak_, &threshold_, &scores_, &cut_temperature_,
+                       &top_p_, &smallest_})
+    column->reserve(num_rows);
+  for (auto* column : {&rows_, &drawn_, &places_, &cut_rows_, &top_k_}) column->reserve(num_rows);
+}
+
 void PlainSampler::prepare(const PlainDraw& draw) {
   draw_ = draw;
   logits_ = {draw.logits, nullptr, draw.vocab_size};

@@ -27,6 +27,8 @@ struct PlainDraw {
 
 class PlainSampler {
  public:
+  // From then on `prepare` allocates nothing for up to so many rows.
+  void reserve(int64_t num_rows, int64_t vocab_size);
   // By one thread, before `sample`: everything that does not depend on the logits.
   void prepare(const PlainDraw& draw);
   // By all threads of a region. The first one has the tokens then, the others after a barrier.

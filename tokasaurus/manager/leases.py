@@ -15,7 +15,7 @@ _MAX_SECONDS = 0.5
 """How long a lease may take: what is not worth ending it waits for so long. Each lease wakes some
 ten threads of other processes, for which computing ones wait five milliseconds in all."""
 _SHARE_OF_TIMEOUT = 0.25
-"""Most of `step_timeout_seconds` that a lease takes: a step that hangs is noticed by its silence."""
+"""Most of `step_timeout_seconds` that a lease takes: a step that hangs is known by its silence."""
 
 
 class LeasePlanner:

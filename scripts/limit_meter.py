@@ -84,14 +84,15 @@ class Shape:
         return 2.0 * self.layers * self.kv_heads * self.head_dim * num_tokens * element_size
 
 
-def median_seconds(
+def mean_seconds(
     runs: Sequence[Callable[[], object]],
     clock: Clock,
     budget_seconds: float,
     least_rounds: int = 3,
 ) -> list[float]:
-    """Medians of `least_rounds` or more, after one that does not count; the budget is for each.
+    """Means of `least_rounds` or more, after one that does not count; the budget is for each.
 
+    A workload takes the sum of its passes, slow ones included, so means are what it compares with.
     The runs take turns. Measured one after the other, the fastest would be the one that met the
     machine's best moment, and a limit would be what no longer run can reach.
     """
@@ -106,7 +107,7 @@ def median_seconds(
             before = clock()
             run()
             own.append(clock() - before)
-    return [statistics.median(own) for own in times]
+    return [statistics.fmean(own) for own in times]
 
 
 def _plain(weight: torch.Tensor) -> Linear:
@@ -179,7 +180,7 @@ class MemoryReader:
 
     def bandwidth(self, clock: Clock) -> float:
         """Bytes per second of the fastest way."""
-        return self.num_bytes / min(median_seconds(self.ways, clock, 0.2))
+        return self.num_bytes / min(mean_seconds(self.ways, clock, 0.2))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,15 +279,15 @@ class LimitMeter:
 
     def _fastest(self, passes: list[LinearPass], num_rows: int) -> float:
         runs = [layers.with_rows(num_rows) for layers in passes]
-        return min(median_seconds(runs, self._clock, 0.5))
+        return min(mean_seconds(runs, self._clock, 0.5))
 
     def _single_row(self) -> tuple[float, float]:
         """Seconds of a pass over one row, and the bandwidth: of such a pass, if it is the best."""
         runs = [layers.with_rows(1) for layers in self._layers]
         if self._weight_bytes < self._reader.num_bytes:
             # The reader would drive out what a cache may hold from one pass to the next.
-            one_pass = min(median_seconds(runs, self._clock, 0.3))
+            one_pass = min(mean_seconds(runs, self._clock, 0.3))
             return one_pass, self._reader.bandwidth(self._clock)
-        times = median_seconds([*runs, *self._reader.ways], self._clock, 0.3)
+        times = mean_seconds([*runs, *self._reader.ways], self._clock, 0.3)
         one_pass, read = min(times[: len(runs)]), min(times[len(runs) :])
         return one_pass, max(self._reader.num_bytes / read, self._weight_bytes / one_pass)

@@ -58,6 +58,11 @@ inline __m512 max_ps(const __m512& a, const __m512& b) {
   for (int i = 0; i < 16; i++) x[i] = x[i] > y[i] ? x[i] : y[i];  // the second one if one is NaN
   return x;
 }
+inline __m512 min_ps(const __m512& a, const __m512& b) {
+  Lanes<float, 64> x(a), y(b);
+  for (int i = 0; i < 16; i++) x[i] = x[i] < y[i] ? x[i] : y[i];
+  return x;
+}
 inline float reduce_add_ps(const __m512& a) {
   Lanes<float, 64> x(a);
   for (int width = 8; width > 0; width /= 2)
@@ -155,6 +160,7 @@ inline __m512 dpbf16_ps(const __m512& sum, const __m512bh& a, const __m512bh& b)
 #define __AVX512F__ 1
 #define __AVX512BW__ 1
 #define _mm512_max_ps emulated::max_ps
+#define _mm512_min_ps emulated::min_ps
 #define _mm512_reduce_add_ps emulated::reduce_add_ps
 #define _mm512_reduce_max_ps emulated::reduce_max_ps
 #define _mm512_set1_epi32 emulated::set1_epi32

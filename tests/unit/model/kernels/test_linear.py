@@ -26,7 +26,7 @@ def assert_near(y: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> 
 @settings(max_examples=60)
 @given(
     rows=st.integers(0, 40) | st.sampled_from([95, 130, 300]),
-    in_features=st.integers(1, 80) | st.sampled_from([255, 256, 257, 520, 1100]),
+    in_features=st.integers(1, 80) | st.sampled_from([255, 256, 257, 320, 321, 520, 1100]),
     out_features=st.integers(1, 140),
     gated=st.booleans(),
     has_bias=st.booleans(),

@@ -8,6 +8,9 @@
 namespace toka {
 namespace {
 
+// Of a panel: a slice of it and a tile's rows beside it fit into the smallest L1 cache, 32 KB.
+constexpr int64_t SLICE_BYTES = 20 * 1024;
+
 template <class T>
 struct Shape {
   static constexpr int PACK = Operand<T>::PACK;
@@ -54,60 +57,66 @@ void unpack_rows(const T* packed, const int64_t* ids, int64_t num_ids, int64_t i
   });
 }
 
-// tile[rows][2] += A B over `steps` of one panel, whose layout is B's. rows <= MR.
-template <bool STREAMS, class A, class B>
-TOKA_INLINE void add_product(const A* a, int64_t lda, const B* panel, int64_t steps, int rows,
-                             F* tile) {
+// tile[rows][2] += A B over `steps` of one panel, whose layout is B's. `streams`: it comes from
+// memory. rows <= MR.
+template <class A, class B>
+TOKA_INLINE void add_product(bool streams, const A* a, int64_t lda, const B* panel, int64_t steps,
+                             int rows, F* tile) {
   add_to_tile(rows, tile, [&](auto& acc, int v) TOKA_ALWAYS {
     const B* part = panel + v * W * Operand<B>::PACK;
-    constexpr int M = std::extent_v<std::remove_reference_t<decltype(acc)>>;
-    constexpr bool FEW = M <= MAX_STREAMING_ROWS;
-    if constexpr (STREAMS && FEW)
+    if (streams)
       multiply(a, lda, part, NR, int(steps), acc, fetch_stream<NR * 4>(panel));
     else
       multiply(a, lda, part, NR, int(steps), acc);
   });
 }
 
-[[maybe_unused]] void expand_panel(const bf16* panel, int64_t steps, float* out) {
-  const auto fetch = fetch_stream<NR * 4>(panel);
-  for (int64_t k = 0; k < steps; k++) {
-    fetch(int(k));
-    for (int n = 0; n < 2; n++) {
-      const U pairs = load_as<U>(panel + (k * NR + n * W) * 2);
-      store(out + 2 * k * NR + n * W, pair_lo(pairs));
-      store(out + (2 * k + 1) * NR + n * W, pair_hi(pairs));
-    }
-  }
+// The same for a panel that comes from memory, whose elements are left in `expanded` as floats.
+// MR / 2 < rows <= MR.
+template <class A>
+TOKA_INLINE void add_product_and_expand(const A* a, int64_t lda, const bf16* panel, int64_t steps,
+                                        int rows, F* tile, float* expanded) {
+  add_to_tile<MR / 2 + 1>(rows, tile, [&](auto& acc, int v) TOKA_ALWAYS {
+    multiply(a, lda, panel + v * W * 2, NR, int(steps), acc, fetch_stream<NR * 4>(panel),
+             [&](int k, int n, F floats)
+                 TOKA_ALWAYS { store(expanded + k * NR + (v + n) * W, floats); });
+  });
+}
+
+// Steps of a slice at most.
+template <class T>
+constexpr int64_t slice_steps() {
+  return SLICE_BYTES / int64_t(NR * Operand<T>::PACK * sizeof(typename Operand<T>::A));
 }
 
 // A block of rows times one panel. Goes over K in slices whose part of the panel stays in the L1
-// cache while all rows pass by; bf16 slices are expanded to floats where that pays.
+// cache while all rows pass by. The first tile's product fetches it from memory, and leaves floats
+// of bf16 to the others where they need them.
 template <class T, class A>
 void panel_product(const A* a, int64_t lda, const T* panel, int64_t steps, int64_t rows,
                    F* tile, float* expanded) {
   constexpr bool EXPANDS = std::is_same<T, bf16>::value && !HAS_BF16_DOT;
   constexpr int PACK = Operand<T>::PACK;
   const int64_t tiles = (rows + MR - 1) / MR, tile_rows = (rows + tiles - 1) / tiles;
-  const bool expand = EXPANDS && tiles > 1;
-  const int64_t slice = tiles == 1 ? steps : K_SLICE / PACK;
+  constexpr int64_t MOST = slice_steps<T>();
+  const int64_t slices = tiles == 1 ? 1 : (steps + MOST - 1) / MOST;
+  const int64_t slice = (steps + slices - 1) / slices;
   std::memset(static_cast<void*>(tile), 0, rows * 2 * sizeof(F));
   for (int64_t k = 0; k < steps; k += slice) {
     const int64_t count = std::min(slice, steps - k);
     const T* part = panel + k * NR * PACK;
-    if constexpr (EXPANDS) {
-      if (expand) expand_panel(part, count, expanded);
-    }
     for (int64_t m = 0; m < rows; m += tile_rows) {
       const int n = int(std::min(tile_rows, rows - m));
       const A* row = a + m * lda + k * PACK;
-      if (expand)
-        add_product<false>(reinterpret_cast<const float*>(row), lda,
-                           static_cast<const float*>(expanded), count * PACK, n, tile + 2 * m);
-      else if (tiles == 1)
-        add_product<true>(row, lda, part, count, n, tile + 2 * m);
-      else
-        add_product<false>(row, lda, part, count, n, tile + 2 * m);
+      F* sums = tile + 2 * m;
+      if (!EXPANDS || tiles == 1)
+        add_product(m == 0, row, lda, part, count, n, sums);
+      else if constexpr (EXPANDS) {
+        if (m == 0)
+          add_product_and_expand(row, lda, part, count, n, sums, expanded);
+        else
+          add_product(false, row, lda, static_cast<const float*>(expanded), count * PACK, n, sums);
+      }
     }
   }
 }
@@ -121,8 +130,9 @@ void panels_task(const LinearCall& call, const typename Operand<T>::A* a, int64_
   const Epilogue<T, Out> epilogue{call};
   const int halves = call.gated ? 2 : 1;
   thread_local Scratch scratch;
-  float* expanded = scratch.get<float>(K_SLICE * NR + 2 * rows * 2 * W);
-  F* tiles[2] = {reinterpret_cast<F*>(expanded + K_SLICE * NR), nullptr};
+  constexpr int64_t SLICE = SLICE_BYTES / sizeof(float);
+  float* expanded = scratch.get<float>(SLICE + 2 * rows * 2 * W);
+  F* tiles[2] = {reinterpret_cast<F*>(expanded + SLICE), nullptr};
   if (call.gated) tiles[1] = tiles[0] + 2 * rows;
   for (int64_t p = first; p < last; p++) {
     for (int h = 0; h < halves; h++)

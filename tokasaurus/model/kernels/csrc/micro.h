@@ -121,10 +121,15 @@ TOKA_INLINE void multiply(const float* a, ptrdiff_t lda, const float* b, ptrdiff
   }
 }
 
-// `ldb` counts columns (32-bit pairs) per step, `steps` counts pairs of k.
-template <int M, int N, class A, class Fetches = FetchNothing>
+struct KeepNothing {
+  TOKA_INLINE void operator()(int, int, F) const {}
+};
+
+// `ldb` counts columns (32-bit pairs) per step, `steps` counts pairs of k. Where B becomes floats,
+// keep(k, n, vector) is told them.
+template <int M, int N, class A, class Fetches = FetchNothing, class Keeps = KeepNothing>
 TOKA_INLINE void multiply(const A* a, ptrdiff_t lda, const bf16* b, ptrdiff_t ldb, int steps,
-                          F (&acc)[M][N], Fetches fetch = {}) {
+                          F (&acc)[M][N], Fetches fetch = {}, [[maybe_unused]] Keeps keep = {}) {
   static_assert(std::is_same<A, Operand<bf16>::A>::value, "the rows of A must be operands");
 #if defined(__AVX512BF16__)
 #pragma GCC unroll 4
@@ -145,12 +150,18 @@ TOKA_INLINE void multiply(const A* a, ptrdiff_t lda, const bf16* b, ptrdiff_t ld
   for (int k = 0; k < steps; k++) {
     fetch(k);
     F bk[N];
-    for (int n = 0; n < N; n++) bk[n] = pair_lo(load_as<U>(b + 2 * n * W));
+    for (int n = 0; n < N; n++) {
+      bk[n] = pair_lo(load_as<U>(b + 2 * n * W));
+      keep(2 * k, n, bk[n]);
+    }
     for (int m = 0; m < M; m++) {
       const F am = splat(a[m * lda + 2 * k]);
       for (int n = 0; n < N; n++) acc[m][n] += am * bk[n];
     }
-    for (int n = 0; n < N; n++) bk[n] = pair_hi(load_as<U>(b + 2 * n * W));
+    for (int n = 0; n < N; n++) {
+      bk[n] = pair_hi(load_as<U>(b + 2 * n * W));
+      keep(2 * k + 1, n, bk[n]);
+    }
     for (int m = 0; m < M; m++) {
       const F am = splat(a[m * lda + 2 * k + 1]);
       for (int n = 0; n < N; n++) acc[m][n] += am * bk[n];
@@ -227,11 +238,11 @@ TOKA_INLINE void with_rows(int rows, Function&& f) {
 }
 
 // Adds to tile[rows][2], the sums of a panel's columns: calls add(acc, v) on pieces of it, where acc
-// is [M][N] sums in registers, of the vectors from v on. rows <= MR.
-template <class V, class Add>
+// is [M][N] sums in registers, of the vectors from v on. LEAST <= rows <= MR.
+template <int LEAST = 1, class V, class Add>
 TOKA_INLINE void add_to_tile(int rows, V* tile, Add&& add) {
   constexpr int WIDE = 2;
-  with_rows(rows, [&](auto constant) {
+  with_rows<LEAST>(rows, [&](auto constant) {
     constexpr int M = decltype(constant)::value;
     constexpr int N = M * WIDE <= MR * NV ? WIDE : NV;
     for (int v = 0; v < WIDE; v += N) {

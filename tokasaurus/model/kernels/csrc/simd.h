@@ -114,7 +114,15 @@ TOKA_INLINE F vmax(F a, F b) {
   return select(a > b, a, b);
 #endif
 }
-TOKA_INLINE F vmin(F a, F b) { return -vmax(-a, -b); }
+TOKA_INLINE F vmin(F a, F b) {
+#if defined(__AVX512F__)
+  return (F)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (F)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+  return select(a < b, a, b);
+#endif
+}
 
 TOKA_INLINE float reduce_add(F v) {
 #if defined(__AVX512F__)

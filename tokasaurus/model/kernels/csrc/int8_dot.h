@@ -43,8 +43,11 @@ TOKA_INLINE I splat_levels(const Level* a) {
 
 // B's operand: a lane holds the levels of one column for one step.
 TOKA_INLINE I load_step(const int8_t* b) {
-#if defined(TOKA_INT16_PAIRS)
+#if defined(TOKA_INT16_PAIRS) && defined(__AVX512F__)
   return (I)__builtin_convertvector(load_as<I8Pairs>(b), I16);
+#elif defined(TOKA_INT16_PAIRS)
+  // By name: compilers take the two halves apart.
+  return (I)_mm256_cvtepi8_epi16(load_as<__m128i>(b));
 #else
   return load_as<I>(b);
 #endif
@@ -92,13 +95,20 @@ TOKA_INLINE void multiply_levels(const Level* a, ptrdiff_t lda, const int8_t* b,
 template <int P>
 TOKA_INLINE void multiply_level_panels(const Level* a, const int8_t* b, ptrdiff_t panel_bytes,
                                        int64_t steps, I (&acc)[P][2]) {
-#pragma GCC unroll 2
-  for (int64_t k = 0; k < steps; k++, b += NR * DOT_PACK) {
+  constexpr int STEP = NR * DOT_PACK, AT_ONCE = STEP < 64 ? 64 / STEP : 1;
+  const auto add = [&](int64_t k) TOKA_ALWAYS {
     const I ak = splat_levels(a + k * DOT_PACK);
     for (int p = 0; p < P; p++)
       for (int n = 0; n < 2; n++)
         acc[p][n] = dot(acc[p][n], ak, load_step(b + p * panel_bytes + n * W * DOT_PACK));
+    b += STEP;
+  };
+  int64_t k = 0;
+  for (; k + AT_ONCE <= steps; k += AT_ONCE) {
+    for (int p = 0; p < P; p++) fetch_near<STEP * AT_ONCE>(b + p * panel_bytes);
+    for (int i = 0; i < AT_ONCE; i++) add(k + i);
   }
+  for (; k < steps; k++) add(k);
 }
 
 // From a panel whose steps are B's operands already: [steps][NR] lanes.

@@ -5,9 +5,6 @@
 namespace toka {
 namespace {
 
-// A row without larger values counts as zeros: 127 over it might be infinite.
-constexpr float SMALLEST_MAGNITUDE = 1e-30f;
-
 // Rounds a row to levels, padded with zeros; returns its scale. A row with anything but finite
 // numbers gets a scale that is not a number.
 template <class T>

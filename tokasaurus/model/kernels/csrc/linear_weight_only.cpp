@@ -1,5 +1,6 @@
 // Linear layers whose weights alone have few bits. Small batches turn them into floats in
 // registers; larger ones expand slices of a panel to the operands of micro.h.
+#include "int4_dot.h"
 #include "quantized.h"
 #include "single_row.h"
 
@@ -65,8 +66,7 @@ struct Int8Weights {
   explicit Int8Weights(const LinearCall& call) : shape(call.in_features) {}
 
   template <int M, int N, bool STREAMS>
-  TOKA_INLINE void multiply(const char* panel, const float* a, int64_t lda, const float*, int v,
-                            F* tile) const {
+  TOKA_INLINE void multiply(const char* panel, const float* a, int64_t lda, int v, F* tile) const {
     const int8_t* b = Int8WeightsPanel::levels(panel) + v * W;
     Sums<M, N> sums;
     for (int64_t k = 0; k < shape.steps; k += 4) {
@@ -87,7 +87,7 @@ struct Int8Weights {
   // One row times P panels, `distance` bytes apart.
   template <int P>
   TOKA_INLINE void multiply_panels(const char* panel, int64_t distance, const float* a,
-                                   const float*, F (&sums)[P][2]) const {
+                                   F (&sums)[P][2]) const {
     std::memset(static_cast<void*>(&sums), 0, sizeof(sums));
     const int8_t* b = Int8WeightsPanel::levels(panel);
     for (int64_t k = 0; k < shape.steps; k++, b += NR) {
@@ -117,8 +117,12 @@ struct Int8Weights {
     }
   }
 
-  int64_t num_sums() const { return 0; }
-  void prepare(float*, float*) const {}
+  // Of a row as the products take it.
+  int64_t row_floats() const { return shape.steps; }
+  template <class T>
+  void prepare(const LinearCall& call, int64_t row, float* a) const {
+    prepare_row<T>(call, row, a, shape.steps);
+  }
 };
 
 struct Int4Weights {
@@ -141,9 +145,9 @@ struct Int4Weights {
 
   // The minimum of a group takes part once per row, with the group's sum of the row.
   template <int M, int N, bool STREAMS>
-  TOKA_INLINE void multiply(const char* panel, const float* a, int64_t lda, const float* group_sums,
-                            int v, F* tile) const {
+  TOKA_INLINE void multiply(const char* panel, const float* a, int64_t lda, int v, F* tile) const {
     F total[M][N] = {};
+    const float* group_sums = sums_of(a);
     for (int64_t g = 0; g < shape.groups; g++) {
       const uint32_t* b = lanes_of(panel, g) + v * W;
       U grid[N];
@@ -165,7 +169,7 @@ struct Int4Weights {
       for (int m = 0; m < M; m++)
         for (int n = 0; n < N; n++)
           total[m][n] += sums.total(m, n) * pair_lo(grid[n]) +
-                         pair_hi(grid[n]) * splat(group_sums[m * shape.groups + g]);
+                         pair_hi(grid[n]) * splat(group_sums[m * lda + g]);
       a += steps * CODES;
     }
     for (int m = 0; m < M; m++)
@@ -174,8 +178,9 @@ struct Int4Weights {
 
   template <int P>
   TOKA_INLINE void multiply_panels(const char* panel, int64_t distance, const float* a,
-                                   const float* group_sums, F (&sums)[P][2]) const {
+                                   F (&sums)[P][2]) const {
     std::memset(static_cast<void*>(&sums), 0, sizeof(sums));
+    const float* group_sums = sums_of(a);
     for (int64_t g = 0; g < shape.groups; g++) {
       const char* b = reinterpret_cast<const char*>(lanes_of(panel, g));
       const char* grid = b;
@@ -219,10 +224,15 @@ struct Int4Weights {
 
   void finish(const char*, int64_t, F*) const {}
 
-  int64_t num_sums() const { return shape.groups; }
+  // A row, then the sums of its groups.
+  int64_t row_floats() const { return shape.steps * CODES + shape.groups; }
+  const float* sums_of(const float* a) const { return a + shape.steps * CODES; }
 
   // Sums up each group of a row, then multiplies the row by what its codes will be shifted by.
-  void prepare(float* a, float* sums) const {
+  template <class T>
+  void prepare(const LinearCall& call, int64_t row, float* a) const {
+    prepare_row<T>(call, row, a, shape.steps * CODES);
+    float* sums = const_cast<float*>(sums_of(a));
     for (int64_t g = 0; g < shape.groups; g++) {
       float parts[CODES] = {};
       float* group = a + g * shape.group_steps * CODES;
@@ -238,13 +248,13 @@ struct Int4Weights {
 
 // 2 <= rows <= MR.
 template <class Weights>
-void few_rows(const Weights& weights, const char* panel, const float* a, int64_t lda,
-              const float* group_sums, int rows, F* tile) {
+void few_rows(const Weights& weights, const char* panel, const float* a, int64_t lda, int rows,
+              F* tile) {
   with_rows<2>(rows, [&](auto constant) {
     constexpr int M = decltype(constant)::value;
     constexpr int N = M <= 2 && NV == 2 ? 2 : 1;
     for (int v = 0; v < 2; v += N)
-      weights.template multiply<M, N, M <= MAX_STREAMING_ROWS>(panel, a, lda, group_sums, v, tile);
+      weights.template multiply<M, N, M <= MAX_STREAMING_ROWS>(panel, a, lda, v, tile);
   });
 }
 
@@ -309,34 +319,41 @@ void run_many(Team& team, const LinearCall& call, void* room) {
 template <class Weights, class T, class Out>
 void run_few(Team& team, const LinearCall& call, void* room) {
   const Weights weights(call);
-  const int64_t M = call.num_rows, padded = round_up(call.in_features, CODES);
-  const int64_t num_sums = weights.num_sums();
-  const size_t bytes = M * (padded + num_sums) * sizeof(float);
+  const int64_t M = call.num_rows, lda = weights.row_floats();
   const float* a = static_cast<const float*>(
-      ready_rows(team, M, bytes, room, [&](int64_t row, void* block) {
-        float* rows = static_cast<float*>(block);
-        prepare_row<T>(call, row, rows + row * padded, padded);
-        weights.prepare(rows + row * padded, rows + M * padded + row * num_sums);
+      ready_rows(team, M, M * lda * sizeof(float), room, [&](int64_t row, void* block) {
+        weights.template prepare<T>(call, row, static_cast<float*>(block) + row * lda);
       }));
-  const float* sums = a + M * padded;
   if (M == 1)
     single_row<T, Out>(team, call, weights.shape.bytes,
                        [&](const char* panel, int64_t distance, auto& products) TOKA_ALWAYS {
-                         weights.multiply_panels(panel, distance, a, sums, products);
+                         weights.multiply_panels(panel, distance, a, products);
                        });
   else
-    each_panel<T, Out>(team, call, weights.shape.bytes, padded * sizeof(float),
+    each_panel<T, Out>(team, call, weights.shape.bytes, lda * sizeof(float),
                        [&](const char* panel, int64_t, int64_t rows, F* tile, float*) {
-                         few_rows(weights, panel, a, padded, sums, int(rows), tile);
+                         few_rows(weights, panel, a, lda, int(rows), tile);
                        });
 }
+
+// What multiplies few rows of type T.
+template <class Weights, class T>
+struct Few {
+  typedef Weights Type;
+};
+#if defined(TOKA_INT4_DOT)
+template <>
+struct Few<Int4Weights, bf16> {
+  typedef Int4Codes Type;
+};
+#endif
 
 template <class Weights, class T, class Out>
 void run(Team& team, const LinearCall& call, void* room) {
   if (call.num_rows > MAX_DIRECT_ROWS)
     run_many<Weights, T, Out>(team, call, room);
   else
-    run_few<Weights, T, Out>(team, call, room);
+    run_few<typename Few<Weights, T>::Type, T, Out>(team, call, room);
 }
 
 template <class Weights>

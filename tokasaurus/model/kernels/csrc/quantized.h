@@ -17,6 +17,10 @@ namespace toka {
 constexpr int CODES = 8;  // in a lane of INT4_WEIGHTS
 constexpr int64_t MIN_GROUP_SIZE = 32;
 
+// Numbers that are to become levels and have no larger one among them count as zeros: the largest
+// level over it might be infinite.
+constexpr float SMALLEST_MAGNITUDE = 1e-30f;
+
 struct Int8Panel {
   int64_t steps, bytes;
 

@@ -1,0 +1,185 @@
+// Integer products of 4-bit codes and rows of 16-bit levels, for AVX2: half the instructions that
+// the same products take in floats.
+//
+// A level is 256 * high + low, two signed bytes, since codes are multiplied by bytes: a product of
+// two of them, `vpmaddubsw`, adds up to 8 times in 16 bits (8 * 2 * 15 * 128 < 2^15).
+#pragma once
+
+#include "quantized.h"
+
+#if defined(__AVX2__) && !defined(__AVX512F__)
+#define TOKA_INT4_DOT 1
+
+namespace toka {
+
+constexpr int LARGEST_LEVEL = 127 * 256 + 127;
+
+// Steps whose products of one digit are added in 16 bits.
+constexpr int DIGIT_STEPS = 4;
+
+// Bytes of a row's step: the high digits of its even k, of its odd k, then the low digits.
+constexpr int STEP_DIGITS = 2 * CODES;
+
+// CODES levels.
+TOKA_INLINE void store_digits(int8_t* out, I levels) {
+  const __m256i digits = (__m256i)((levels + splat_i(128)) ^ splat_i(128));  // low, high, ...
+  const __m256i order = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(1, 9, 5, 13, 0, 8, 4, 12, -1, -1, -1, -1, -1, -1, -1, -1));
+  const __m256i halves = _mm256_shuffle_epi8(digits, order);
+  const __m128i pairs =
+      _mm_unpacklo_epi16(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
+  std::memcpy(out, &pairs, STEP_DIGITS);
+}
+
+TOKA_INLINE __m256i splat_digits(const int8_t* digits) {
+  int32_t bits;
+  std::memcpy(&bits, digits, sizeof(bits));
+  return _mm256_set1_epi32(bits);
+}
+
+// sums[m][n] += products of `count` <= DIGIT_STEPS steps of codes, N vectors of W columns each, and
+// of M rows, `row_bytes` apart.
+template <int M, int N>
+TOKA_INLINE void add_code_products(const char* codes, int count, const int8_t* digits,
+                                   ptrdiff_t row_bytes, I (&sums)[M][N]) {
+  const __m256i mask = _mm256_set1_epi8(15);
+  __m256i high[M][N] = {}, low[M][N] = {};
+#pragma GCC unroll 4
+  for (int s = 0; s < count; s++) {
+    __m256i even[N], odd[N];
+    for (int n = 0; n < N; n++) {
+      const __m256i lanes = load_as<__m256i>(codes + (s * 2 + n) * sizeof(U));
+      even[n] = _mm256_and_si256(lanes, mask);
+      odd[n] = _mm256_and_si256(_mm256_srli_epi16(lanes, 4), mask);
+    }
+    for (int m = 0; m < M; m++) {
+      const int8_t* step = digits + m * row_bytes + s * STEP_DIGITS;
+      const __m256i high_even = splat_digits(step), high_odd = splat_digits(step + 4);
+      const __m256i low_even = splat_digits(step + 8), low_odd = splat_digits(step + 12);
+      for (int n = 0; n < N; n++) {
+        high[m][n] = _mm256_add_epi16(high[m][n], _mm256_maddubs_epi16(even[n], high_even));
+        high[m][n] = _mm256_add_epi16(high[m][n], _mm256_maddubs_epi16(odd[n], high_odd));
+        low[m][n] = _mm256_add_epi16(low[m][n], _mm256_maddubs_epi16(even[n], low_even));
+        low[m][n] = _mm256_add_epi16(low[m][n], _mm256_maddubs_epi16(odd[n], low_odd));
+        // Keeps the order of the sums: in another one more of them would have to be held.
+        asm("" : "+x"(high[m][n]), "+x"(low[m][n]));
+      }
+    }
+  }
+  for (int m = 0; m < M; m++)
+    for (int n = 0; n < N; n++) {
+      const __m256i of_high = _mm256_madd_epi16(high[m][n], _mm256_set1_epi16(256));
+      const __m256i of_low = _mm256_madd_epi16(low[m][n], _mm256_set1_epi16(1));
+      sums[m][n] += (I)of_high + (I)of_low;
+    }
+}
+
+// 4-bit weights beside rows of bfloat16. Each group of a row has levels with a scale of its own: they
+// are within 2^-16 of the group's largest number, of which bfloat16 keeps 2^-9.
+struct Int4Codes {
+  Int4WeightsPanel shape;
+  explicit Int4Codes(const LinearCall& call) : shape(call.in_features, call.format.group_size) {}
+
+  // A row: its digits, then a scale and a sum per group.
+  int64_t row_floats() const {
+    return shape.steps * STEP_DIGITS / int64_t(sizeof(float)) + 2 * shape.groups;
+  }
+  const float* scales(const float* row) const {
+    return row + shape.steps * STEP_DIGITS / int64_t(sizeof(float));
+  }
+
+  template <class T>
+  void prepare(const LinearCall& call, int64_t row, float* block) const {
+    thread_local Scratch scratch;
+    float* x = scratch.get<float>(shape.steps * CODES);
+    prepare_row<T>(call, row, x, shape.steps * CODES);
+    int8_t* digits = reinterpret_cast<int8_t*>(block);
+    float* of_groups = const_cast<float*>(scales(block));
+    for (int64_t g = 0; g < shape.groups; g++) {
+      const int64_t steps = shape.steps_of(g);
+      of_groups[2 * g] = to_digits(x, steps, digits, of_groups[2 * g + 1]);
+      x += steps * CODES;
+      digits += steps * STEP_DIGITS;
+    }
+  }
+
+  // One group of a row; returns its scale, which is not a number if one of its numbers isn't finite.
+  static float to_digits(const float* x, int64_t steps, int8_t* digits, float& sum) {
+    F parts{}, largest{};
+    for (int64_t s = 0; s < steps; s++) {
+      const F values = load(x + s * CODES);
+      parts += values;
+      largest = vmax(largest, (F)((U)values & splat_u(0x7fffffffu)));
+    }
+    sum = reduce_add(parts);
+    const float magnitude = reduce_max(largest);
+    const bool finite = magnitude <= std::numeric_limits<float>::max() && sum == sum;
+    const float factor = magnitude > SMALLEST_MAGNITUDE ? LARGEST_LEVEL / magnitude : 0.0f;
+    for (int64_t s = 0; s < steps; s++)
+      store_digits(digits + s * STEP_DIGITS,
+                   to_nearest(finite ? load(x + s * CODES) * factor : F{}));
+    return finite ? magnitude / LARGEST_LEVEL : std::numeric_limits<float>::quiet_NaN();
+  }
+
+  // The group g of N vectors of columns, beginning at its grid, times M rows.
+  template <int M, int N>
+  TOKA_INLINE void add_group(const char* group, int64_t g, int64_t steps, const int8_t* digits,
+                             const float* row, int64_t lda, F (&totals)[M][N]) const {
+    I sums[M][N] = {};
+    const char* codes = group + 2 * sizeof(U);
+    const ptrdiff_t row_bytes = lda * ptrdiff_t(sizeof(float));
+    int64_t s = 0;
+    for (; s + DIGIT_STEPS <= steps; s += DIGIT_STEPS)
+      add_code_products(codes + s * 2 * sizeof(U), DIGIT_STEPS, digits + s * STEP_DIGITS, row_bytes,
+                        sums);
+    if (s < steps)
+      add_code_products(codes + s * 2 * sizeof(U), int(steps - s), digits + s * STEP_DIGITS,
+                        row_bytes, sums);
+    for (int n = 0; n < N; n++) {
+      const U grid = load_as<U>(group + n * sizeof(U));
+      for (int m = 0; m < M; m++) {
+        const float* of_group = scales(row + m * lda) + 2 * g;
+        totals[m][n] += __builtin_convertvector(sums[m][n], F) * (pair_lo(grid) * of_group[0]);
+        totals[m][n] += pair_hi(grid) * of_group[1];
+      }
+    }
+  }
+
+  template <int M, int N, bool STREAMS>
+  TOKA_INLINE void multiply(const char* panel, const float* a, int64_t lda, int v, F* tile) const {
+    F totals[M][N] = {};
+    const char* group = panel + v * sizeof(U);
+    const int8_t* digits = reinterpret_cast<const int8_t*>(a);
+    for (int64_t g = 0; g < shape.groups; g++) {
+      const int64_t steps = shape.steps_of(g), bytes = (1 + steps) * 2 * int64_t(sizeof(U));
+      if (STREAMS)
+        for (int64_t line = 0; line < bytes; line += 64)
+          __builtin_prefetch(group + STREAM_DISTANCE + line);
+      add_group(group, g, steps, digits, a, lda, totals);
+      group += bytes;
+      digits += steps * STEP_DIGITS;
+    }
+    for (int m = 0; m < M; m++)
+      for (int n = 0; n < N; n++) tile[2 * m + v + n] = totals[m][n];
+  }
+
+  // One row times P panels, `distance` bytes apart.
+  template <int P>
+  TOKA_INLINE void multiply_panels(const char* panel, int64_t distance, const float* a,
+                                   F (&sums)[P][2]) const {
+    F totals[P][1][2] = {};
+    const int8_t* digits = reinterpret_cast<const int8_t*>(a);
+    for (int64_t g = 0; g < shape.groups; g++) {
+      const int64_t steps = shape.steps_of(g);
+      for (int p = 0; p < P; p++)
+        add_group(panel + p * distance, g, steps, digits, a, 0, totals[p]);
+      panel += (1 + steps) * 2 * int64_t(sizeof(U));
+      digits += steps * STEP_DIGITS;
+    }
+    std::memcpy(static_cast<void*>(&sums), &totals, sizeof(sums));
+  }
+};
+
+}  // namespace toka
+
+#endif

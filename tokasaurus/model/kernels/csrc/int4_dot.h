@@ -37,11 +37,22 @@ TOKA_INLINE __m256i splat_digits(const int8_t* digits) {
   return _mm256_set1_epi32(bits);
 }
 
+// Digits of one step of a row, each a vector of them.
+struct SplatStep {
+  __m256i high_even, high_odd, low_even, low_odd;
+
+  explicit TOKA_INLINE SplatStep(const int8_t* step)
+      : high_even(splat_digits(step)),
+        high_odd(splat_digits(step + 4)),
+        low_even(splat_digits(step + 8)),
+        low_odd(splat_digits(step + 12)) {}
+};
+
 // sums[m][n] += products of `count` <= DIGIT_STEPS steps of codes, N vectors of W columns each, and
-// of M rows, `row_bytes` apart.
-template <int M, int N>
-TOKA_INLINE void add_code_products(const char* codes, int count, const int8_t* digits,
-                                   ptrdiff_t row_bytes, I (&sums)[M][N]) {
+// of M rows: step_of(m, s) gives their digits.
+template <int M, int N, class StepOf>
+TOKA_INLINE void add_code_products(const char* codes, int count, StepOf&& step_of,
+                                   I (&sums)[M][N]) {
   const __m256i mask = _mm256_set1_epi8(15);
   __m256i high[M][N] = {}, low[M][N] = {};
 #pragma GCC unroll 4
@@ -53,14 +64,12 @@ TOKA_INLINE void add_code_products(const char* codes, int count, const int8_t* d
       odd[n] = _mm256_and_si256(_mm256_srli_epi16(lanes, 4), mask);
     }
     for (int m = 0; m < M; m++) {
-      const int8_t* step = digits + m * row_bytes + s * STEP_DIGITS;
-      const __m256i high_even = splat_digits(step), high_odd = splat_digits(step + 4);
-      const __m256i low_even = splat_digits(step + 8), low_odd = splat_digits(step + 12);
+      const SplatStep& x = step_of(m, s);
       for (int n = 0; n < N; n++) {
-        high[m][n] = _mm256_add_epi16(high[m][n], _mm256_maddubs_epi16(even[n], high_even));
-        high[m][n] = _mm256_add_epi16(high[m][n], _mm256_maddubs_epi16(odd[n], high_odd));
-        low[m][n] = _mm256_add_epi16(low[m][n], _mm256_maddubs_epi16(even[n], low_even));
-        low[m][n] = _mm256_add_epi16(low[m][n], _mm256_maddubs_epi16(odd[n], low_odd));
+        high[m][n] = _mm256_add_epi16(high[m][n], _mm256_maddubs_epi16(even[n], x.high_even));
+        high[m][n] = _mm256_add_epi16(high[m][n], _mm256_maddubs_epi16(odd[n], x.high_odd));
+        low[m][n] = _mm256_add_epi16(low[m][n], _mm256_maddubs_epi16(even[n], x.low_even));
+        low[m][n] = _mm256_add_epi16(low[m][n], _mm256_maddubs_epi16(odd[n], x.low_odd));
         // Keeps the order of the sums: in another one more of them would have to be held.
         asm("" : "+x"(high[m][n]), "+x"(low[m][n]));
       }
@@ -121,42 +130,47 @@ struct Int4Codes {
     return finite ? magnitude / LARGEST_LEVEL : std::numeric_limits<float>::quiet_NaN();
   }
 
-  // The group g of N vectors of columns, beginning at its grid, times M rows.
-  template <int M, int N>
-  TOKA_INLINE void add_group(const char* group, int64_t g, int64_t steps, const int8_t* digits,
-                             const float* row, int64_t lda, F (&totals)[M][N]) const {
-    I sums[M][N] = {};
-    const char* codes = group + 2 * sizeof(U);
-    const ptrdiff_t row_bytes = lda * ptrdiff_t(sizeof(float));
+  // Calls add(step, count) for pieces of a group that sums in 16 bits can hold.
+  template <class Add>
+  static TOKA_INLINE void each_piece(int64_t steps, Add&& add) {
     int64_t s = 0;
-    for (; s + DIGIT_STEPS <= steps; s += DIGIT_STEPS)
-      add_code_products(codes + s * 2 * sizeof(U), DIGIT_STEPS, digits + s * STEP_DIGITS, row_bytes,
-                        sums);
-    if (s < steps)
-      add_code_products(codes + s * 2 * sizeof(U), int(steps - s), digits + s * STEP_DIGITS,
-                        row_bytes, sums);
-    for (int n = 0; n < N; n++) {
-      const U grid = load_as<U>(group + n * sizeof(U));
-      for (int m = 0; m < M; m++) {
-        const float* of_group = scales(row + m * lda) + 2 * g;
-        totals[m][n] += __builtin_convertvector(sums[m][n], F) * (pair_lo(grid) * of_group[0]);
-        totals[m][n] += pair_hi(grid) * of_group[1];
-      }
-    }
+    for (; s + DIGIT_STEPS <= steps; s += DIGIT_STEPS) add(s, DIGIT_STEPS);
+    if (s < steps) add(s, int(steps - s));
   }
+
+  static TOKA_INLINE F in_numbers(I sum, U grid, const float* of_group) {
+    return __builtin_convertvector(sum, F) * (pair_lo(grid) * of_group[0]) +
+           pair_hi(grid) * of_group[1];
+  }
+
+  static constexpr int64_t STEP = 2 * sizeof(U);
 
   template <int M, int N, bool STREAMS>
   TOKA_INLINE void multiply(const char* panel, const float* a, int64_t lda, int v, F* tile) const {
     F totals[M][N] = {};
-    const char* group = panel + v * sizeof(U);
+    const char* b = panel + v * sizeof(U);
     const int8_t* digits = reinterpret_cast<const int8_t*>(a);
     for (int64_t g = 0; g < shape.groups; g++) {
-      const int64_t steps = shape.steps_of(g), bytes = (1 + steps) * 2 * int64_t(sizeof(U));
-      if (STREAMS)
-        for (int64_t line = 0; line < bytes; line += 64)
-          __builtin_prefetch(group + STREAM_DISTANCE + line);
-      add_group(group, g, steps, digits, a, lda, totals);
-      group += bytes;
+      const int64_t steps = shape.steps_of(g);
+      U grid[N];
+      for (int n = 0; n < N; n++) grid[n] = load_as<U>(b + n * sizeof(U));
+      b += STEP;
+      I sums[M][N] = {};
+      each_piece(steps, [&](int64_t first, int count) TOKA_ALWAYS {
+        if (STREAMS)
+          for (int64_t line = 0; line < DIGIT_STEPS * STEP; line += 64)
+            __builtin_prefetch(b + STREAM_DISTANCE + line);
+        add_code_products(b, count,
+                          [&](int m, int s) TOKA_ALWAYS {
+                            return SplatStep(digits + m * lda * sizeof(float) +
+                                             (first + s) * STEP_DIGITS);
+                          },
+                          sums);
+        b += count * STEP;
+      });
+      for (int m = 0; m < M; m++)
+        for (int n = 0; n < N; n++)
+          totals[m][n] += in_numbers(sums[m][n], grid[n], scales(a + m * lda) + 2 * g);
       digits += steps * STEP_DIGITS;
     }
     for (int m = 0; m < M; m++)
@@ -166,17 +180,30 @@ struct Int4Codes {
   // One row times P panels, `distance` bytes apart.
   template <int P>
   TOKA_INLINE void multiply_panels(const char* panel, int64_t distance, const float* a,
-                                   F (&sums)[P][2]) const {
-    F totals[P][1][2] = {};
+                                   F (&totals)[P][2]) const {
+    std::memset(static_cast<void*>(&totals), 0, sizeof(totals));
+    const char* b = panel;
     const int8_t* digits = reinterpret_cast<const int8_t*>(a);
     for (int64_t g = 0; g < shape.groups; g++) {
-      const int64_t steps = shape.steps_of(g);
+      const char* grids = b;
+      b += STEP;
+      I sums[P][1][2] = {};
+      each_piece(shape.steps_of(g), [&](int64_t, int count) TOKA_ALWAYS {
+        const auto step = [&](int s) TOKA_ALWAYS {  // the last one again beyond the row's end
+          return SplatStep(digits + std::min(s, count - 1) * STEP_DIGITS);
+        };
+        const SplatStep steps[DIGIT_STEPS] = {step(0), step(1), step(2), step(3)};
+        for (int p = 0; p < P; p++)
+          add_code_products(b + p * distance, count,
+                            [&](int, int s) TOKA_ALWAYS -> const SplatStep& { return steps[s]; }, sums[p]);
+        b += count * STEP;
+        digits += count * STEP_DIGITS;
+      });
       for (int p = 0; p < P; p++)
-        add_group(panel + p * distance, g, steps, digits, a, 0, totals[p]);
-      panel += (1 + steps) * 2 * int64_t(sizeof(U));
-      digits += steps * STEP_DIGITS;
+        for (int n = 0; n < 2; n++)
+          totals[p][n] += in_numbers(sums[p][0][n], load_as<U>(grids + p * distance + n * sizeof(U)),
+                                     scales(a) + 2 * g);
     }
-    std::memcpy(static_cast<void*>(&sums), &totals, sizeof(sums));
   }
 };
 

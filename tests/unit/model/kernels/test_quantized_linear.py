@@ -119,6 +119,36 @@ def test_weight_only_is_the_product_with_the_rounded_weight(
     ).all()
 
 
+@settings(max_examples=40)
+@given(
+    weight_format=st.sampled_from(WEIGHT_ONLY),
+    rows=st.integers(1, 4),
+    in_features=IN_FEATURES,
+    outlier=st.sampled_from([1.0, 1e4]),
+    seed=st.integers(0, 2**31),
+)
+def test_few_bfloat16_rows_keep_sixteen_bits(
+    kernels: Kernels,
+    weight_format: WeightFormat,
+    rows: int,
+    in_features: int,
+    outlier: float,
+    seed: int,
+) -> None:
+    """Of the largest number of a piece: an outlier is felt in its own one alone."""
+    weight = (draw(seed, 40, in_features) / in_features**0.5).bfloat16()
+    x = draw(seed + 1, rows, in_features).bfloat16()
+    x[:, seed % in_features] *= outlier
+    rounded = rounded_weight(kernels, weight.float(), weight_format)
+    y = PackedLinear(kernels, weight, None, float_output=True, weight_format=weight_format)(x)
+    expected = x.double() @ rounded.T
+    allowed = 1e-5 * ((x.double().square() @ rounded.square().T).sqrt() + expected.abs() + 1e-2)
+    piece = weight_format.group_size or 128
+    for numbers, weights in zip(x.double().split(piece, 1), rounded.split(piece, 1), strict=True):
+        allowed += numbers.abs().amax(1, keepdim=True) / 65_000 * weights.abs().sum(1)
+    assert ((y.double() - expected).abs() <= allowed).all()
+
+
 def rounded_weight(
     kernels: Kernels, weight: torch.Tensor, weight_format: WeightFormat
 ) -> torch.Tensor:
@@ -228,6 +258,32 @@ def test_extreme_levels_do_not_saturate(kernels: Kernels) -> None:
     weight, x = torch.full((8, 4096), -1.0), torch.ones(7, 4096)
     y = PackedLinear(kernels, weight, None, weight_format=INT8)(x)
     torch.testing.assert_close(y, torch.full((7, 8), -4096.0), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("weight_format", WEIGHT_ONLY)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_extreme_codes_do_not_saturate(
+    kernels: Kernels, weight_format: WeightFormat, sign: int
+) -> None:
+    """Rows of bfloat16 become integers, too: all codes and numbers at their largest."""
+    weight = torch.full((8, 1100), 15.0, dtype=torch.bfloat16)
+    weight[:, ::32] = 0  # each group's grid is 0, 1, ... 15
+    x = torch.full((6, 1100), float(sign), dtype=torch.bfloat16)
+    for rows in (1, 2, 3, 6):
+        y = PackedLinear(kernels, weight, None, float_output=True, weight_format=weight_format)(
+            x[:rows]
+        )
+        torch.testing.assert_close(y, x[:rows].float() @ weight.float().T, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("weight_format", WEIGHT_ONLY)
+@pytest.mark.parametrize("rows", [1, 3, 9])
+def test_huge_rows_do_not_overflow(
+    kernels: Kernels, weight_format: WeightFormat, rows: int
+) -> None:
+    weight, x = draw(0, 20, 300), draw(1, rows, 300)
+    layer = PackedLinear(kernels, weight, None, weight_format=weight_format)
+    torch.testing.assert_close(layer(x * 2.0**110), layer(x) * 2.0**110, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("weight_format", FORMATS)

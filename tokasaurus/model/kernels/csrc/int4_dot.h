@@ -5,14 +5,12 @@
 // two of them, `vpmaddubsw`, adds up to 8 times in 16 bits (8 * 2 * 15 * 128 < 2^15).
 #pragma once
 
-#include "quantized.h"
+#include "row_levels.h"
 
 #if defined(__AVX2__) && !defined(__AVX512F__)
 #define TOKA_INT4_DOT 1
 
 namespace toka {
-
-constexpr int LARGEST_LEVEL = 127 * 256 + 127;
 
 // Steps whose products of one digit are added in 16 bits.
 constexpr int DIGIT_STEPS = 4;
@@ -83,11 +81,14 @@ TOKA_INLINE void add_code_products(const char* codes, int count, StepOf&& step_o
     }
 }
 
-// 4-bit weights beside rows of bfloat16. Each group of a row has levels with a scale of its own: they
-// are within 2^-16 of the group's largest number, of which bfloat16 keeps 2^-9.
-struct Int4Codes {
+// 4-bit weights beside rows of bfloat16, with a scale of each group of a row.
+struct Int4ByLevels {
+  static constexpr int LARGEST_LEVEL = 127 * 256 + 127;
+  template <int M>
+  static constexpr int VECTORS = M <= 2 ? 2 : 1;
+
   Int4WeightsPanel shape;
-  explicit Int4Codes(const LinearCall& call) : shape(call.in_features, call.format.group_size) {}
+  explicit Int4ByLevels(const LinearCall& call) : shape(call.in_features, call.format.group_size) {}
 
   // A row: its digits, then a scale and a sum per group.
   int64_t row_floats() const {
@@ -106,28 +107,12 @@ struct Int4Codes {
     float* of_groups = const_cast<float*>(scales(block));
     for (int64_t g = 0; g < shape.groups; g++) {
       const int64_t steps = shape.steps_of(g);
-      of_groups[2 * g] = to_digits(x, steps, digits, of_groups[2 * g + 1]);
-      x += steps * CODES;
-      digits += steps * STEP_DIGITS;
+      const PieceScale piece = scale_piece(x, steps * CODES, LARGEST_LEVEL);
+      for (int64_t s = 0; s < steps; s++, x += CODES, digits += STEP_DIGITS)
+        store_digits(digits, levels_of(x, piece));
+      of_groups[2 * g] = piece.scale;
+      of_groups[2 * g + 1] = piece.sum;
     }
-  }
-
-  // One group of a row; returns its scale, which is not a number if one of its numbers isn't finite.
-  static float to_digits(const float* x, int64_t steps, int8_t* digits, float& sum) {
-    F parts{}, largest{};
-    for (int64_t s = 0; s < steps; s++) {
-      const F values = load(x + s * CODES);
-      parts += values;
-      largest = vmax(largest, (F)((U)values & splat_u(0x7fffffffu)));
-    }
-    sum = reduce_add(parts);
-    const float magnitude = reduce_max(largest);
-    const bool finite = magnitude <= std::numeric_limits<float>::max() && sum == sum;
-    const float factor = magnitude > SMALLEST_MAGNITUDE ? LARGEST_LEVEL / magnitude : 0.0f;
-    for (int64_t s = 0; s < steps; s++)
-      store_digits(digits + s * STEP_DIGITS,
-                   to_nearest(finite ? load(x + s * CODES) * factor : F{}));
-    return finite ? magnitude / LARGEST_LEVEL : std::numeric_limits<float>::quiet_NaN();
   }
 
   // Calls add(step, count) for pieces of a group that sums in 16 bits can hold.
@@ -194,15 +179,17 @@ struct Int4Codes {
         };
         const SplatStep steps[DIGIT_STEPS] = {step(0), step(1), step(2), step(3)};
         for (int p = 0; p < P; p++)
-          add_code_products(b + p * distance, count,
-                            [&](int, int s) TOKA_ALWAYS -> const SplatStep& { return steps[s]; }, sums[p]);
+          add_code_products(
+              b + p * distance, count,
+              [&](int, int s) TOKA_ALWAYS -> const SplatStep& { return steps[s]; }, sums[p]);
         b += count * STEP;
         digits += count * STEP_DIGITS;
       });
       for (int p = 0; p < P; p++)
-        for (int n = 0; n < 2; n++)
-          totals[p][n] += in_numbers(sums[p][0][n], load_as<U>(grids + p * distance + n * sizeof(U)),
-                                     scales(a) + 2 * g);
+        for (int n = 0; n < 2; n++) {
+          const U grid = load_as<U>(grids + p * distance + n * sizeof(U));
+          totals[p][n] += in_numbers(sums[p][0][n], grid, scales(a) + 2 * g);
+        }
     }
   }
 };

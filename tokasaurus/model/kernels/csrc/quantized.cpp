@@ -86,7 +86,7 @@ void pack_int8(const Column& column, int64_t c, char* panel) {
 void pack_int8_weights(const Column& column, int64_t c, char* panel) {
   int8_t* levels = const_cast<int8_t*>(Int8WeightsPanel::levels(panel));
   const_cast<float*>(Int8WeightsPanel::scales(panel))[c] =
-      round_to_int8(column, [&](int64_t k, int8_t level) { levels[k * NR + c] = level; });
+      round_to_int8(column, [&](int64_t k, int8_t level) { levels[Int8WeightsPanel::index(c, k)] = level; });
 }
 
 void pack_int4_weights(const Column& column, int64_t c, int64_t group_size, char* panel) {
@@ -137,7 +137,7 @@ float weight_at(const char* panel, int64_t c, int64_t k, int64_t in_features, Fo
            float(Int8Panel::levels(panel)[(k / DOT_PACK * NR + c) * DOT_PACK + k % DOT_PACK]);
   if (format.kind == Format::INT8_WEIGHTS)
     return Int8WeightsPanel::scales(panel)[c] *
-           float(Int8WeightsPanel::levels(panel)[k * NR + c]);
+           float(Int8WeightsPanel::levels(panel)[Int8WeightsPanel::index(c, k)]);
   const Int4WeightsPanel shape(in_features, format.group_size);
   const int64_t group = k / format.group_size, within = k % format.group_size;
   const uint32_t* lanes =

@@ -2,7 +2,8 @@
 //
 // A panel holds NR columns of W^T, in each format padded with zeros in both directions:
 //   INT8          NR scales (float), NR sums of levels (int32), levels [K / DOT_PACK][NR][DOT_PACK]
-//   INT8_WEIGHTS  NR scales (float), levels [K, padded to a multiple of 8][NR]
+//   INT8_WEIGHTS  NR scales (float), levels [K, padded to a multiple of 8, over LEVEL_PACK][NR]
+//                 [LEVEL_PACK]
 //   INT4_WEIGHTS  per group of k: NR pairs of bf16 (scale, minimum), codes [group / 8][NR], where a
 //                 32-bit lane holds eight consecutive k of a column, the first one lowest
 // A level (int8, -127 to 127) stands for level * scale, a code (0 to 15) for code * scale +
@@ -15,6 +16,14 @@
 namespace toka {
 
 constexpr int CODES = 8;  // in a lane of INT4_WEIGHTS
+
+// Consecutive k of a column in INT8_WEIGHTS: as many as `dot` wants where it takes 16-bit levels.
+#if defined(TOKA_INT16_PAIRS)
+constexpr int LEVEL_PACK = DOT_PACK;
+#else
+constexpr int LEVEL_PACK = 1;
+#endif
+
 constexpr int64_t MIN_GROUP_SIZE = 32;
 
 // Numbers that are to become levels and have no larger one among them count as zeros: the largest
@@ -43,6 +52,10 @@ struct Int8WeightsPanel {
   static const float* scales(const char* panel) { return reinterpret_cast<const float*>(panel); }
   static const int8_t* levels(const char* panel) {
     return reinterpret_cast<const int8_t*>(panel) + 4 * NR;
+  }
+  // Where the level of column c at k is among them.
+  static int64_t index(int64_t c, int64_t k) {
+    return (k / LEVEL_PACK * NR + c) * LEVEL_PACK + k % LEVEL_PACK;
   }
 };
 

@@ -123,9 +123,10 @@ struct Int4ByLevels {
     if (s < steps) add(s, int(steps - s));
   }
 
-  static TOKA_INLINE F in_numbers(I sum, U grid, const float* of_group) {
-    return __builtin_convertvector(sum, F) * (pair_lo(grid) * of_group[0]) +
-           pair_hi(grid) * of_group[1];
+  // Adds what a group comes to: `sum` of its products, and its minimum times the sum of its numbers.
+  static TOKA_INLINE void add_group(F& total, I sum, U grid, const float* of_group) {
+    total += pair_hi(grid) * of_group[1];
+    total += __builtin_convertvector(sum, F) * (pair_lo(grid) * of_group[0]);
   }
 
   static constexpr int64_t STEP = 2 * sizeof(U);
@@ -155,7 +156,7 @@ struct Int4ByLevels {
       });
       for (int m = 0; m < M; m++)
         for (int n = 0; n < N; n++)
-          totals[m][n] += in_numbers(sums[m][n], grid[n], scales(a + m * lda) + 2 * g);
+          add_group(totals[m][n], sums[m][n], grid[n], scales(a + m * lda) + 2 * g);
       digits += steps * STEP_DIGITS;
     }
     for (int m = 0; m < M; m++)
@@ -188,7 +189,7 @@ struct Int4ByLevels {
       for (int p = 0; p < P; p++)
         for (int n = 0; n < 2; n++) {
           const U grid = load_as<U>(grids + p * distance + n * sizeof(U));
-          totals[p][n] += in_numbers(sums[p][0][n], grid, scales(a) + 2 * g);
+          add_group(totals[p][n], sums[p][0][n], grid, scales(a) + 2 * g);
         }
     }
   }

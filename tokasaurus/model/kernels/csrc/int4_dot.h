@@ -84,6 +84,7 @@ TOKA_INLINE void add_code_products(const char* codes, int count, StepOf&& step_o
 // 4-bit weights beside rows of bfloat16, with a scale of each group of a row.
 struct Int4ByLevels {
   static constexpr int LARGEST_LEVEL = 127 * 256 + 127;
+  static constexpr int64_t MAX_DIRECT_ROWS = MR;
   template <int M>
   static constexpr int VECTORS = M <= 2 ? 2 : 1;
 

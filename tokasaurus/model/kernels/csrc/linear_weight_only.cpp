@@ -1,6 +1,6 @@
 // Linear layers whose weights alone have few bits. Small batches turn them into floats in
 // registers, or rows of bfloat16 into integers; larger ones expand slices of a panel to the
-// operands of micro.h.
+// operands of micro.h, unless integers are faster.
 #include "int4_dot.h"
 #include "row_levels.h"
 #include "single_row.h"
@@ -9,19 +9,20 @@
 namespace toka {
 namespace {
 
-// More rows than this read weights that have been expanded for all of them.
-constexpr int MAX_DIRECT_ROWS = MR;
-
-// 2 <= rows <= MR.
+// Straight from a panel, a few rows at a time.
 template <class Weights>
-void few_rows(const Weights& weights, const char* panel, const float* a, int64_t lda, int rows,
-              F* tile) {
-  with_rows<2>(rows, [&](auto constant) {
-    constexpr int M = decltype(constant)::value;
-    constexpr int N = Weights::template VECTORS<M>;
-    for (int v = 0; v < 2; v += N)
-      weights.template multiply<M, N, M <= MAX_STREAMING_ROWS>(panel, a, lda, v, tile);
-  });
+void direct_rows(const Weights& weights, const char* panel, const float* a, int64_t lda,
+                 int64_t rows, F* tile) {
+  constexpr int LEAST = Weights::MAX_DIRECT_ROWS > MR ? 1 : 2;
+  const int64_t tiles = (rows + MR - 1) / MR, tile_rows = (rows + tiles - 1) / tiles;
+  for (int64_t m = 0; m < rows; m += tile_rows)
+    with_rows<LEAST>(int(std::min(tile_rows, rows - m)), [&](auto constant) {
+      constexpr int M = decltype(constant)::value;
+      constexpr int N = Weights::template VECTORS<M>;
+      for (int v = 0; v < 2; v += N)
+        weights.template multiply<M, N, M <= MAX_STREAMING_ROWS>(panel, a + m * lda, lda, v,
+                                                                 tile + 2 * m);
+    });
 }
 
 template <class Weights, class E>
@@ -83,7 +84,7 @@ void run_many(Team& team, const LinearCall& call, void* room) {
 }
 
 template <class Weights, class T, class Out>
-void run_few(Team& team, const LinearCall& call, void* room) {
+void run_direct(Team& team, const LinearCall& call, void* room) {
   const Weights weights(call);
   const int64_t M = call.num_rows, lda = weights.row_floats();
   const float* a = static_cast<const float*>(
@@ -97,35 +98,36 @@ void run_few(Team& team, const LinearCall& call, void* room) {
                        });
   else
     each_panel<T, Out>(team, call, weights.shape.bytes, lda * sizeof(float),
-                       [&](const char* panel, int64_t, int64_t rows, F* tile, float*) {
-                         few_rows(weights, panel, a, lda, int(rows), tile);
+                       [&](const char* panel, int64_t row0, int64_t rows, F* tile, float*) {
+                         direct_rows(weights, panel, a + row0 * lda, lda, rows, tile);
                        });
 }
 
-// What multiplies few rows of type T.
+// What multiplies rows of type T straight from panels.
 template <class Weights, class T>
-struct Few {
+struct Direct {
   typedef Weights Type;
 };
 #if defined(TOKA_INT16_PAIRS)
 template <>
-struct Few<Int8Weights, bf16> {
+struct Direct<Int8Weights, bf16> {
   typedef Int8ByLevels Type;
 };
 #endif
 #if defined(TOKA_INT4_DOT)
 template <>
-struct Few<Int4Weights, bf16> {
+struct Direct<Int4Weights, bf16> {
   typedef Int4ByLevels Type;
 };
 #endif
 
 template <class Weights, class T, class Out>
 void run(Team& team, const LinearCall& call, void* room) {
-  if (call.num_rows > MAX_DIRECT_ROWS)
-    run_many<Weights, T, Out>(team, call, room);
+  typedef typename Direct<Weights, T>::Type Rows;
+  if (call.num_rows <= Rows::MAX_DIRECT_ROWS)
+    run_direct<Rows, T, Out>(team, call, room);
   else
-    run_few<typename Few<Weights, T>::Type, T, Out>(team, call, room);
+    run_many<Weights, T, Out>(team, call, room);
 }
 
 template <class Weights>

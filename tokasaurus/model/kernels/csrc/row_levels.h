@@ -41,6 +41,7 @@ struct Int8ByLevels {
   static constexpr int LARGEST_LEVEL = 32767;
   static constexpr int64_t PIECE = 128;
   static_assert(PIECE * 127 * LARGEST_LEVEL < std::numeric_limits<int32_t>::max());
+  static constexpr int64_t MAX_DIRECT_ROWS = std::numeric_limits<int64_t>::max();
   template <int M>
   static constexpr int VECTORS = 2;
 

@@ -94,6 +94,8 @@ TOKA_INLINE void enlarged_levels(const int8_t* b, int n, F& even, F& odd) {
 #endif
 
 struct Int8Weights {
+  // More rows than this read weights that have been expanded for all of them.
+  static constexpr int64_t MAX_DIRECT_ROWS = MR;
   template <int M>
   static constexpr int VECTORS = M <= 2 ? NV : 1;
   Int8WeightsPanel shape;
@@ -170,6 +172,7 @@ struct Int8Weights {
 };
 
 struct Int4Weights {
+  static constexpr int64_t MAX_DIRECT_ROWS = MR;
   template <int M>
   static constexpr int VECTORS = M <= 2 ? NV : 1;
   Int4WeightsPanel shape;

@@ -58,16 +58,18 @@ def test_equals_float64(
     assert_near(y, expected, dtype)
 
 
-@settings(max_examples=30)
+@settings(max_examples=40)
 @given(
+    rows=st.integers(1, 3),
     in_features=st.integers(1, 300),
     out_features=st.integers(1, 1000),
     gated=st.booleans(),
     dtype=st.sampled_from(list(TOLERANCE)),
     seed=st.integers(0, 2**31),
 )
-def test_single_rows_equal_float64(
+def test_few_rows_equal_float64(
     kernels: Kernels,
+    rows: int,
     in_features: int,
     out_features: int,
     gated: bool,
@@ -78,7 +80,7 @@ def test_single_rows_equal_float64(
     rng = torch.Generator().manual_seed(seed)
     num_weight_rows = 2 * out_features if gated else out_features
     weight = torch.randn(num_weight_rows, in_features, generator=rng).to(dtype)
-    x = torch.randn(1, in_features, generator=rng).to(dtype)
+    x = torch.randn(rows, in_features, generator=rng).to(dtype)
     y = PackedLinear(kernels, weight, None, gated=gated, float_output=True)(x)
     expected = x.double() @ weight.double().T
     allowed = in_features * 2**-23 * (x.double().abs() @ weight.double().abs().T)

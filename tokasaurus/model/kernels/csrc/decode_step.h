@@ -1,7 +1,7 @@
 // Whole decode steps in one call: from the slots' last tokens to their next ones, pass after pass.
 //
 // All passes are one parallel region: what lies between two of them is one thread's work; the
-// others wait and, where a single row decodes, read ahead of the first layer.
+// others wait and, where a row or two decode, read ahead of the first layer.
 // Everything that steps share is kept: the model's pointers, buffers, the expanded block tables.
 // What a step costs beside its passes over the weights is what its rows cost.
 #pragma once

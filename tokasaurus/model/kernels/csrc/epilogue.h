@@ -43,14 +43,14 @@ void row_panel_tasks(Team& team, const LinearCall& call, int64_t row_bytes, Body
 }
 
 // Rows made ready for a product, as prepare(row, block) writes them into a block of `bytes`. Of
-// several rows there is one block for all threads, `shared`; of one row each thread makes its own,
-// which takes less than waiting for another's.
+// several rows there is one block for all threads, `shared`; of a row or two each thread makes its
+// own, which takes less than waiting for another's.
 template <class Prepare>
 void* ready_rows(Team& team, int64_t num_rows, size_t bytes, void* shared, Prepare&& prepare) {
-  if (num_rows == 1) {
+  if (num_rows <= MAX_STREAM_ROWS) {
     thread_local Scratch own;
     char* block = own.get<char>(bytes);
-    prepare(0, block);
+    for (int64_t row = 0; row < num_rows; row++) prepare(row, block);
     return block;
   }
   team.pieces(num_rows, 8, [&](int64_t first, int64_t last) {

@@ -2,8 +2,8 @@
 #include "linear.h"
 
 #include "epilogue.h"
+#include "panel_streams.h"
 #include "quantized.h"
-#include "single_row.h"
 
 namespace toka {
 namespace {
@@ -159,19 +159,24 @@ void run(Team& team, const LinearCall& call, void* room) {
         }));
     lda = padded;
   }
-  if (call.num_rows > 1) {
+  const auto stream = [&](auto rows) TOKA_ALWAYS {
+    constexpr int M = decltype(rows)::value;
+    stream_panels<T, Out, M>(team, call, shape.panel_size * sizeof(T),
+                             [&](const char* panel, int64_t distance, auto& sums) TOKA_ALWAYS {
+                               std::memset(static_cast<void*>(&sums), 0, sizeof(sums));
+                               multiply_panels<M>(a, lda, reinterpret_cast<const T*>(panel),
+                                                  distance / int64_t(sizeof(T)), shape.steps, sums);
+                             });
+  };
+  if (call.num_rows == 1)
+    stream(Rows<1>());
+  else if (call.num_rows == 2)
+    stream(Rows<2>());
+  else
     row_panel_tasks(team, call, padded * sizeof(A),
                     [&](int64_t row0, int64_t rows, int64_t first, int64_t last) {
                       panels_task<T, Out>(call, a + row0 * lda, lda, row0, rows, first, last);
                     });
-    return;
-  }
-  single_row<T, Out>(team, call, shape.panel_size * sizeof(T),
-                     [&](const char* panel, int64_t distance, auto& sums) TOKA_ALWAYS {
-                       std::memset(static_cast<void*>(&sums), 0, sizeof(sums));
-                       multiply_panels(a, reinterpret_cast<const T*>(panel),
-                                       distance / int64_t(sizeof(T)), shape.steps, sums);
-                     });
 }
 
 }  // namespace
@@ -215,7 +220,7 @@ void packed_rows(const void* packed, const int64_t* ids, int64_t num_ids, int64_
 size_t linear_room(const LinearCall& call) {
   // Floats at most, and sums of groups or a scale.
   const int64_t row = round_up(call.in_features, CODES) + call.in_features / MIN_GROUP_SIZE + 1;
-  return call.num_rows > 1 ? call.num_rows * row * sizeof(float) : 0;
+  return call.num_rows > MAX_STREAM_ROWS ? call.num_rows * row * sizeof(float) : 0;
 }
 
 void linear(Team& team, const LinearCall& call, void* room) {
@@ -234,7 +239,8 @@ void linear(Team& team, const LinearCall& call, void* room) {
 
 Ahead linear_ahead(const Team& team, const LinearCall& call) {
   const PanelShare share(call, team.rank(), team.size());
-  if (call.num_rows != 1 || share.steps() == 0) return {};
+  const int64_t streamed_rows = call.format.kind == Format::PLAIN ? MAX_STREAM_ROWS : 1;
+  if (call.num_rows > streamed_rows || share.steps() == 0) return {};
   const int64_t bytes = packed_bytes(NR, call.in_features, call.gated, call.type, call.format);
   Ahead ahead;
   ahead.start = static_cast<const char*>(call.packed) + share.panel(0) * bytes;

@@ -1,6 +1,6 @@
 // Linear layers in integers: rows of x are rounded to int8 with a scale of their own.
+#include "panel_streams.h"
 #include "quantized.h"
-#include "single_row.h"
 
 namespace toka {
 namespace {
@@ -162,7 +162,7 @@ void run(Team& team, const LinearCall& call, void* room) {
                     });
     return;
   }
-  single_row<T, Out>(
+  stream_panels<T, Out>(
       team, call, shape.bytes, [&](const char* panel, int64_t distance, auto& sums) TOKA_ALWAYS {
         constexpr int P = std::extent_v<std::remove_reference_t<decltype(sums)>>;
         I products[P][2] = {};

@@ -2,8 +2,8 @@
 // registers, or rows of bfloat16 into integers; larger ones expand slices of a panel to the
 // operands of micro.h, unless integers are faster.
 #include "int4_dot.h"
+#include "panel_streams.h"
 #include "row_levels.h"
-#include "single_row.h"
 #include "weights_as_floats.h"
 
 namespace toka {
@@ -92,7 +92,7 @@ void run_direct(Team& team, const LinearCall& call, void* room) {
         weights.template prepare<T>(call, row, static_cast<float*>(block) + row * lda);
       }));
   if (M == 1)
-    single_row<T, Out>(team, call, weights.shape.bytes,
+    stream_panels<T, Out>(team, call, weights.shape.bytes,
                        [&](const char* panel, int64_t distance, auto& products) TOKA_ALWAYS {
                          weights.multiply_panels(panel, distance, a, products);
                        });

@@ -45,14 +45,20 @@ constexpr int NR = 2 * W;  // columns of a packed panel
 // More rows than this are limited by arithmetic, not by the stream of weights.
 constexpr int MAX_STREAMING_ROWS = 4;
 
-// Panels that one row is multiplied by at a time: as many streams as keep the memory busy.
+// Rows that are multiplied by panels at once, each panel a stream from memory.
+constexpr int MAX_STREAM_ROWS = 2;
+
+// Panels that so many rows are multiplied by at a time: as many streams as keep the memory busy, if
+// the registers hold their sums.
+constexpr int panels_at_once([[maybe_unused]] int64_t rows) {
 #if defined(__AVX512F__)
-constexpr int PANELS_AT_ONCE = 4;  // of two cache lines per step
+  return 4;  // of two cache lines per step
 #elif defined(__AVX2__)
-constexpr int PANELS_AT_ONCE = 6;
+  return rows == 1 ? 6 : 3;
 #else
-constexpr int PANELS_AT_ONCE = 2;
+  return rows == 1 ? 2 : 1;
 #endif
+}
 
 // What a loop over B fetches into the cache meanwhile: BYTES of it per step, from `start` on.
 template <int BYTES>
@@ -181,39 +187,55 @@ TOKA_INLINE void fetch_near(const void* stream) {
   for (int line = 0; line < BYTES; line += 64) __builtin_prefetch(near + line);
 }
 
-// One row of A times P panels of NR columns, `panel_size` elements apart. Each panel is a stream of
-// its own from memory, and sums of different panels don't wait for one another.
-template <int P>
-TOKA_INLINE void multiply_panels(const float* a, const float* b, ptrdiff_t panel_size,
-                                 int64_t steps, F (&acc)[P][2]) {
+// M rows of A times P panels of NR columns, `panel_size` elements apart; of each panel two sums per
+// row. A panel is a stream of its own from memory, and sums of different ones don't wait for each
+// other.
+template <int M, int P>
+TOKA_INLINE void multiply_panels(const float* a, ptrdiff_t lda, const float* b,
+                                 ptrdiff_t panel_size, int64_t steps, F (&acc)[P][2 * M]) {
   for (int64_t k = 0; k < steps; k++, b += NR) {
-    const F ak = splat(a[k]);
+    F rows[M];
+    for (int m = 0; m < M; m++) rows[m] = splat(a[m * lda + k]);
     for (int p = 0; p < P; p++) fetch_near<NR * 4>(b + p * panel_size);
     for (int p = 0; p < P; p++)
-      for (int n = 0; n < 2; n++) acc[p][n] += ak * load(b + p * panel_size + n * W);
+      for (int n = 0; n < 2; n++) {
+        const F bk = load(b + p * panel_size + n * W);
+        for (int m = 0; m < M; m++) acc[p][2 * m + n] += rows[m] * bk;
+      }
   }
 }
 
-template <int P>
-TOKA_INLINE void multiply_panels(const Operand<bf16>::A* a, const bf16* b, ptrdiff_t panel_size,
-                                 int64_t steps, F (&acc)[P][2]) {
+template <int M, int P>
+TOKA_INLINE void multiply_panels(const Operand<bf16>::A* a, ptrdiff_t lda, const bf16* b,
+                                 ptrdiff_t panel_size, int64_t steps, F (&acc)[P][2 * M]) {
   for (int64_t k = 0; k < steps; k++, b += 2 * NR) {
     for (int p = 0; p < P; p++) fetch_near<NR * 4>(b + p * panel_size);
 #if defined(__AVX512BF16__)
-    int pair;
-    std::memcpy(&pair, a + 2 * k, 4);
-    const __m512bh ak = (__m512bh)_mm512_set1_epi32(pair);
+    __m512bh rows[M];
+    for (int m = 0; m < M; m++) {
+      int pair;
+      std::memcpy(&pair, a + m * lda + 2 * k, 4);
+      rows[m] = (__m512bh)_mm512_set1_epi32(pair);
+    }
     for (int p = 0; p < P; p++)
-      for (int n = 0; n < 2; n++)
-        acc[p][n] = (F)_mm512_dpbf16_ps((__m512)acc[p][n], ak,
-                                        load_as<__m512bh>(b + p * panel_size + 2 * n * W));
+      for (int n = 0; n < 2; n++) {
+        const __m512bh bk = load_as<__m512bh>(b + p * panel_size + 2 * n * W);
+        for (int m = 0; m < M; m++) {
+          F& sum = acc[p][2 * m + n];
+          sum = (F)_mm512_dpbf16_ps((__m512)sum, rows[m], bk);
+        }
+      }
 #else
-    const F even = splat(a[2 * k]), odd = splat(a[2 * k + 1]);
+    F even[M], odd[M];
+    for (int m = 0; m < M; m++) {
+      even[m] = splat(a[m * lda + 2 * k]);
+      odd[m] = splat(a[m * lda + 2 * k + 1]);
+    }
     for (int p = 0; p < P; p++)
       for (int n = 0; n < 2; n++) {
         const U pairs = load_as<U>(b + p * panel_size + 2 * n * W);
-        acc[p][n] += even * pair_lo(pairs);
-        acc[p][n] += odd * pair_hi(pairs);
+        for (int m = 0; m < M; m++) acc[p][2 * m + n] += even[m] * pair_lo(pairs);
+        for (int m = 0; m < M; m++) acc[p][2 * m + n] += odd[m] * pair_hi(pairs);
       }
 #endif
   }

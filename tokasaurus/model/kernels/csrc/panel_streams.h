@@ -1,4 +1,4 @@
-// A single row times a packed weight: reading the weight is all that takes time.
+// A row or two times a packed weight: reading the weight is all that takes time.
 //
 // Every thread has a share of the panels, and reads it in as many streams as keep the memory busy.
 // A stream goes on from panel to panel until the share's end; a step takes one panel of each.
@@ -17,7 +17,8 @@ class PanelShare {
     const int64_t panels = num_panels(call.out_features, false);
     first_ = owner * panels / num_threads;
     size_ = (owner + 1) * panels / num_threads - first_;
-    steps_ = round_up(size_, PANELS_AT_ONCE) / PANELS_AT_ONCE;
+    const int64_t at_once = panels_at_once(call.num_rows);
+    steps_ = round_up(size_, at_once) / at_once;
   }
 
   int64_t steps() const { return steps_; }
@@ -30,23 +31,23 @@ class PanelShare {
   int64_t first_, size_, steps_;
 };
 
-// Calls f(Rows<n>()) with n = streams, 1 <= streams <= PANELS_AT_ONCE.
-template <class Function, int P = PANELS_AT_ONCE>
+// Calls f(Rows<n>()) with n = streams, 1 <= streams <= MOST.
+template <int MOST, class Function>
 TOKA_INLINE void with_streams(int64_t streams, Function&& f) {
-  if constexpr (P == 1) {
+  if constexpr (MOST == 1) {
     f(Rows<1>());
   } else {
-    if (streams == P)
-      f(Rows<P>());
+    if (streams == MOST)
+      f(Rows<MOST>());
     else
-      with_streams<Function, P - 1>(streams, static_cast<Function&&>(f));
+      with_streams<MOST - 1>(streams, static_cast<Function&&>(f));
   }
 }
 
-// Makes all outputs: multiply(panel, distance, sums) adds up P panels that are `distance` bytes
-// apart, sums being F[P][2].
-template <class T, class Out, class Multiply>
-void single_row(Team& team, const LinearCall& call, int64_t panel_bytes, Multiply&& multiply) {
+// Makes all outputs of M rows: multiply(panel, distance, sums) adds up P panels that are `distance`
+// bytes apart, sums being F[P][2 * M], two vectors per row.
+template <class T, class Out, int M = 1, class Multiply>
+void stream_panels(Team& team, const LinearCall& call, int64_t panel_bytes, Multiply&& multiply) {
   const int64_t bytes = panel_bytes * (call.gated ? 2 : 1);
   const char* packed = static_cast<const char*>(call.packed);
   const Epilogue<T, Out> epilogue{call};
@@ -54,13 +55,13 @@ void single_row(Team& team, const LinearCall& call, int64_t panel_bytes, Multipl
   team.shares([&](int owner) { return share_of(owner).steps(); }, [&](int owner, int64_t step) {
     const PanelShare share = share_of(owner);
     const int64_t panel = share.panel(step), distance = share.distance();
-    with_streams(share.streams(step), [&](auto streams) TOKA_ALWAYS {
+    with_streams<panels_at_once(M)>(share.streams(step), [&](auto streams) TOKA_ALWAYS {
       constexpr int P = decltype(streams)::value;
-      F sums[2][P][2];
+      F sums[2][P][2 * M];
       multiply(packed + panel * bytes, distance * bytes, sums[0]);
       if (call.gated) multiply(packed + panel * bytes + panel_bytes, distance * bytes, sums[1]);
       for (int i = 0; i < P; i++)
-        epilogue(sums[0][i], call.gated ? sums[1][i] : nullptr, 1, 0, (panel + i * distance) * NR);
+        epilogue(sums[0][i], call.gated ? sums[1][i] : nullptr, M, 0, (panel + i * distance) * NR);
     });
   });
 }

@@ -18,6 +18,7 @@ import torch
 
 from tests.kernel_flavours import FLAVOURS
 from tests.unit.model.kernels.small_decoder import FUSED, PAGE_SIZE, backends, make_decoder
+from tokasaurus.ipc.messages.to_worker import HydragenGroup
 from tokasaurus.model.attention.backend import AttentionBatch
 from tokasaurus.model.kernels.decode_step import DecodeStep, SlotColumns
 from tokasaurus.model.kernels.fused_decoder import FusedDecoder
@@ -76,6 +77,12 @@ class Contexts:
         self.tables = blocks.reshape(len(lengths), num_blocks)
         self.backend.allocate(blocks.size)
         self.lengths = np.array(lengths)
+        self.groups = np.empty((0, 3), np.int32)
+
+    def share(self, num_rows: int, num_blocks: int) -> None:
+        """From now on the first rows have their first blocks in common."""
+        self.tables[:num_rows, :num_blocks] = self.tables[0, :num_blocks]
+        self.groups = np.array([[0, num_rows, num_blocks]], np.int32)
 
     def columns(self) -> SlotColumns:
         """Slots that draw the likeliest tokens."""
@@ -115,7 +122,7 @@ def one_by_one(step: DecodeStep) -> list[list[int]]:
 def one_call(contexts: Contexts, max_logits_rows: int = 8) -> Outcome:
     step = DecodeStep(contexts.model, contexts.backend, max_logits_rows)
     step.bind(contexts.columns())
-    step.set_rows(np.arange(len(contexts.lengths)), np.empty((0, 3), np.int32))
+    step.set_rows(np.arange(len(contexts.lengths)), contexts.groups)
     return contexts.decode(lambda: one_by_one(step))
 
 
@@ -138,6 +145,7 @@ def call_by_call(contexts: Contexts) -> Outcome:
                 block_indptr=np.concatenate([[0], num_blocks.cumsum()]).astype(np.int32),
                 block_ids=np.concatenate([table[:count] for table, count in rows]),
                 slot_mapping=blocks * PAGE_SIZE + positions % PAGE_SIZE,
+                hydragen_groups=[HydragenGroup(*group) for group in contexts.groups.tolist()],
             )
         )
         hidden = contexts.model.forward(ids, torch.from_numpy(positions), contexts.backend)
@@ -172,6 +180,20 @@ def test_the_number_of_threads_changes_no_bit_of_short_contexts(
         torch.set_num_threads(num_threads)
         outcomes.append(one_call(contexts))
     assert outcomes == outcomes[:1] * len(THREADS)
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("features", ["plain", "window"])
+@pytest.mark.parametrize("lengths", [(33, 16, 20), (330, 200, 601)])
+def test_rows_that_share_blocks_give_the_bits_of_the_other_path(
+    lengths: tuple[int, ...], features: str, flavour: str
+) -> None:
+    """The second of the short rows has nothing of its own but its new token."""
+    contexts = Contexts(features, "none", flavour, lengths)
+    contexts.share(2, 16 // PAGE_SIZE)
+    for num_threads in THREADS:
+        torch.set_num_threads(num_threads)
+        assert one_call(contexts) == call_by_call(contexts)
 
 
 def test_fewer_threads_than_asked_for_give_the_same() -> None:

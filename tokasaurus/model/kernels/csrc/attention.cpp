@@ -2,6 +2,7 @@
 #include "attention.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "attention_cache.h"
 #include "attention_expanded.h"
@@ -28,6 +29,7 @@ class Worker {
   // `next` is what this thread does afterwards, or null: its first keys are fetched meanwhile.
   void run(const Item& item, const Item* next, float* partials) {
     if (expands(item)) {
+      append_newest(item);
       rows_.begin(item, true);
       for (int64_t begin = item.kv_begin, end; begin < item.kv_end; begin = end) {
         end = expanded_.end_of_tile(item, begin);
@@ -37,6 +39,7 @@ class Worker {
       rows_.begin(item, false);
       for (int64_t begin = item.kv_begin, end; begin < item.kv_end; begin = end) {
         end = streamed_.end_of_tile(item, begin);
+        if (end == item.kv_end) append_newest(item);  // their lines are on their way by now
         if (end < item.kv_end)
           streamed_.run(item, begin, end, &item, end);
         else
@@ -51,6 +54,15 @@ class Worker {
     const int64_t rows = item.num_tokens * (call_.num_heads / call_.cache.num_kv_heads);
     return !StreamedTiles<T>::fits(call_.cache) ||
            (Operand<T>::PACK == 2 && !HAS_BF16_DOT && rows > 2 * MR);
+  }
+
+  // Where items append: what this one has of its token's own key and value. No other item reads it.
+  void append_newest(const Item& item) const {
+    if (!call_.items_append || item.position0 < 0 || item.kv_end != item.position0 + 1) return;
+    thread_local Scratch scratch;
+    T* rotated = scratch.get<T>(call_.cache.padded_head_dim());
+    for (int64_t head = 0; head < item.num_kv_heads; head++)
+      append(call_, item.token0, item.kv_head + head, rotated);
   }
 
   const AttentionCall& call_;
@@ -75,11 +87,13 @@ void append_all(Team& team, const AttentionCall& call) {
 }
 
 template <class T>
-void run(Team& team, const AttentionCall& call, float* partials) {
+const void* run(Team& team, const AttentionCall& call, float* partials) {
   Worker<T> worker(call);
   if (team.rank() < call.num_items) worker.fetch(call.items[team.rank()]);
-  append_all<T>(team, call);
-  team.barrier();
+  if (!call.items_append) {
+    append_all<T>(team, call);
+    team.barrier();
+  }
   const auto item = [&](int owner, int64_t step) {
     const int64_t i = owner + step * team.size();
     return i < call.num_items ? &call.items[i] : nullptr;
@@ -88,11 +102,20 @@ void run(Team& team, const AttentionCall& call, float* partials) {
               [&](int owner, int64_t step) {
                 worker.run(*item(owner, step), item(owner, step + 1), partials);
               });
-  if (call.num_merges == 0) return;
+  if (call.num_merges == 0) return call.out;
   team.barrier();
+  // Each thread merges a lone row for itself: it takes less time than a barrier.
+  if (call.num_tokens == 1 && call.num_merges == call.cache.num_kv_heads) {
+    thread_local Scratch scratch;
+    AttentionCall own = call;
+    own.out = scratch.get<T>(call.num_heads * call.cache.head_dim);
+    for (int64_t i = 0; i < call.num_merges; i++) merge_parts<T>(own, call.merges[i], partials);
+    return own.out;
+  }
   team.pieces(call.num_merges, 4, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; i++) merge_parts<T>(call, call.merges[i], partials);
   });
+  return call.out;
 }
 
 }  // namespace
@@ -101,17 +124,20 @@ size_t partial_floats(const AttentionCall& call) {
   return size_t(call.partial_rows * partial_stride(call.cache.padded_head_dim()));
 }
 
-void attention(Team& team, const AttentionCall& call, float* partials) {
-  if (call.cache.type == Type::BFloat16)
-    run<bf16>(team, call, partials);
-  else
-    run<float>(team, call, partials);
+const void* attention(Team& team, const AttentionCall& call, float* partials) {
+  return call.cache.type == Type::BFloat16 ? run<bf16>(team, call, partials)
+                                           : run<float>(team, call, partials);
 }
 
 void attention(const AttentionCall& call) {
   thread_local Scratch scratch;
   float* partials = scratch.get<float>(partial_floats(call));
-  parallel_region(call.threads, [&](Team& team) { attention(team, call, partials); });
+  const size_t bytes = call.num_tokens * call.num_heads * call.cache.head_dim *
+                       (call.cache.type == Type::BFloat16 ? sizeof(bf16) : sizeof(float));
+  parallel_region(call.threads, [&](Team& team) {
+    const void* out = attention(team, call, partials);
+    if (out != call.out && team.rank() == 0) std::memcpy(call.out, out, bytes);
+  });
 }
 
 }  // namespace toka

@@ -55,6 +55,8 @@ struct Plan {
   std::vector<Merge> merges;
   std::vector<int32_t> parts;  // rows of partial results
   int64_t partial_rows = 0;
+  // Every row has one token: the items that reach it may append it, before they read it.
+  bool items_append = true;
 };
 
 Plan plan_attention(const PlanRequest& request);
@@ -88,15 +90,18 @@ struct AttentionCall {
   int64_t num_merges;
   const int32_t* parts;
   int64_t partial_rows;
+  bool items_append;  // see Plan
   int threads;
 };
 
 // Writes k and v to their slots, then attends.
 void attention(const AttentionCall& call);
 
-// The same as a part of a region, all of whose threads call it: outputs are whole after a barrier that
-// follows. `partials` is theirs together, of as many floats as the call needs.
-void attention(Team& team, const AttentionCall& call, float* partials);
+// The same as a part of a region, all of whose threads call it. Returns where the calling thread
+// finds the outputs: in `out`, where they are whole after a barrier that follows, or, if that holds
+// for all threads, already in memory of its own. `partials` is theirs together, of as many floats
+// as the call needs.
+const void* attention(Team& team, const AttentionCall& call, float* partials);
 size_t partial_floats(const AttentionCall& call);
 
 }  // namespace toka

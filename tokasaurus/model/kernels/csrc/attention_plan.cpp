@@ -73,6 +73,7 @@ class Planner {
     for (int64_t row = 0; row < r_.num_rows; row++) {
       const int64_t shared = shared_blocks[row] * r_.cache.page_size;
       const int64_t start = r_.kv_lens[row] - r_.query_lens[row];
+      plan_.items_append &= r_.query_lens[row] == 1 && shared <= start;
       for (int64_t i = 0; i < r_.query_lens[row]; i += tokens_per_item_) {
         const int64_t count = std::min<int64_t>(tokens_per_item_, r_.query_lens[row] - i);
         int64_t begin = shared;

@@ -167,6 +167,7 @@ void DecodeStep::plan(const DecodeRows& rows) {
     layer.num_merges = int64_t(plan.merges.size());
     layer.parts = plan.parts.data();
     layer.partial_rows = plan.partial_rows;
+    layer.items_append = plan.items_append;
   }
 }
 

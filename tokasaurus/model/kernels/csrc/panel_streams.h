@@ -9,7 +9,7 @@
 namespace toka {
 
 // What a waiting thread reads ahead of the next layer: a part of its L2 cache.
-constexpr int64_t AHEAD_BYTES = 192 * 1024;
+constexpr int64_t AHEAD_BYTES = 320 * 1024;
 
 class PanelShare {
  public:

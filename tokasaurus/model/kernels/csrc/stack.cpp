@@ -82,6 +82,7 @@ class LayerCalls {
     a.num_merges = layer_.num_merges;
     a.parts = layer_.parts;
     a.partial_rows = layer_.partial_rows;
+    a.items_append = layer_.items_append;
     return a;
   }
 
@@ -170,10 +171,11 @@ void run_stack(Team& team, const StackCall& call, const StackBuffers& buffers, c
   const size_t num_layers = call.layers.size();
   for (size_t i = 0; i < num_layers; i++) {
     const LayerCalls layer(call, call.layers[i], buffers);
-    const LinearCall out = layer.out(), gate_up = layer.gate_up(), down = layer.down();
+    LinearCall out = layer.out();
+    const LinearCall gate_up = layer.gate_up(), down = layer.down();
     run_linear(team, layer.qkv(), buffers, linear_ahead(team, out));
-    attention(team, layer.attention(), buffers.partials);
-    team.barrier();
+    out.x = attention(team, layer.attention(), buffers.partials);
+    if (out.x == buffers.attended) team.barrier();
     run_linear(team, out, buffers, linear_ahead(team, gate_up));
     run_linear(team, gate_up, buffers, linear_ahead(team, down));
     const bool is_last = i + 1 == num_layers;

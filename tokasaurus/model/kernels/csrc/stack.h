@@ -26,6 +26,7 @@ struct StackLayer {
   int64_t num_merges;
   const int32_t* parts;
   int64_t partial_rows;
+  bool items_append;
 };
 
 struct StackCall {

@@ -23,12 +23,10 @@ typedef int8_t I8Pairs __attribute__((vector_size(W * 2)));
 typedef int16_t Level;
 constexpr int DOT_PACK = 2;
 constexpr int LEVEL_OFFSET = 0;
-constexpr bool EXPANDS_LEVELS = true;  // B's operands are wider than what is packed
 #else
 typedef uint8_t Level;
 constexpr int DOT_PACK = 4;
 constexpr int LEVEL_OFFSET = 128;
-constexpr bool EXPANDS_LEVELS = false;
 #endif
 
 TOKA_INLINE I splat_i(int32_t x) { return x - I{}; }
@@ -109,24 +107,6 @@ TOKA_INLINE void multiply_level_panels(const Level* a, const int8_t* b, ptrdiff_
     for (int i = 0; i < AT_ONCE; i++) add(k + i);
   }
   for (; k < steps; k++) add(k);
-}
-
-// From a panel whose steps are B's operands already: [steps][NR] lanes.
-template <int M, int N>
-TOKA_INLINE void multiply_operands(const Level* a, ptrdiff_t lda, const int32_t* b, int steps,
-                                   I (&acc)[M][N]) {
-  RowPointers<M> rows(a, lda);
-#pragma GCC unroll 4
-  for (int k = 0; k < steps; k++) {
-    I bk[N];
-    for (int n = 0; n < N; n++) bk[n] = load_as<I>(b + n * W);
-    for (int m = 0; m < M; m++) {
-      const I am = splat_levels(rows.template row<Level>(m));
-      for (int n = 0; n < N; n++) acc[m][n] = dot(acc[m][n], am, bk[n]);
-    }
-    rows.advance(DOT_PACK * sizeof(Level));
-    b += NR;
-  }
 }
 
 // W levels as floats.

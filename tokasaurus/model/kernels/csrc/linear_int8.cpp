@@ -49,43 +49,31 @@ float prepare_levels(const LinearCall& call, int64_t row, Level* out, int64_t pa
   return quantize_row(x, K, out, padded);
 }
 
-// tile[rows][2] += A B over `steps` of a panel or of an expanded slice. rows <= MR.
-template <bool STREAMS, class B>
-TOKA_INLINE void add_product(const Level* a, int64_t lda, const B* b, int64_t steps, int rows,
+// tile[rows][2] += A B over `steps` of a panel. rows <= MR.
+template <bool STREAMS>
+TOKA_INLINE void add_product(const Level* a, int64_t lda, const int8_t* b, int64_t steps, int rows,
                              I* tile) {
   add_to_tile(rows, tile, [&](auto& acc, int v) TOKA_ALWAYS {
     constexpr int M = std::extent_v<std::remove_reference_t<decltype(acc)>>;
     constexpr bool FEW = M <= MAX_STREAMING_ROWS;
-    if constexpr (std::is_same<B, int32_t>::value)
-      multiply_operands(a, lda, b + v * W, int(steps), acc);
-    else
-      multiply_levels<STREAMS && FEW>(a, lda, b + v * W * DOT_PACK, int(steps), acc);
+    multiply_levels<STREAMS && FEW>(a, lda, b + v * W * DOT_PACK, int(steps), acc);
   });
 }
 
 // A block of rows times one panel, in slices of K whose part of the panel stays in the L1 cache.
 void panel_product(const Level* a, int64_t lda, const int8_t* levels, int64_t steps, int64_t rows,
-                   I* tile, [[maybe_unused]] int32_t* expanded) {
+                   I* tile) {
   const int64_t tiles = (rows + MR - 1) / MR, tile_rows = (rows + tiles - 1) / tiles;
   const int64_t slice = tiles == 1 ? steps : 2 * K_SLICE / DOT_PACK;
   std::memset(static_cast<void*>(tile), 0, rows * 2 * sizeof(I));
   for (int64_t k = 0; k < steps; k += slice) {
     const int64_t count = std::min(slice, steps - k);
     const int8_t* part = levels + k * NR * DOT_PACK;
-    const bool expand = EXPANDS_LEVELS && tiles > 2;
-    if (expand)
-      for (int64_t i = 0; i < count * 2; i++) {
-        __builtin_prefetch(part + i * W * DOT_PACK + STREAM_DISTANCE);
-        const I step = load_step(part + i * W * DOT_PACK);
-        std::memcpy(expanded + i * W, &step, sizeof(I));
-      }
     for (int64_t m = 0; m < rows; m += tile_rows) {
       const int n = int(std::min(tile_rows, rows - m));
       const Level* row = a + m * lda + k * DOT_PACK;
       if (tiles == 1)
         add_product<true>(row, lda, part, count, n, tile + 2 * m);
-      else if (expand)
-        add_product<false>(row, lda, static_cast<const int32_t*>(expanded), count, n, tile + 2 * m);
       else
         add_product<false>(row, lda, part, count, n, tile + 2 * m);
     }
@@ -128,8 +116,7 @@ void panels_task(const LinearCall& call, const Int8Panel& shape, const Level* le
   const int halves = call.gated ? 2 : 1;
   const int64_t padded = shape.steps * DOT_PACK;
   thread_local Scratch scratch;
-  int32_t* expanded = scratch.get<int32_t>(2 * K_SLICE / DOT_PACK * NR + halves * rows * 2 * W);
-  I* tiles = reinterpret_cast<I*>(expanded + 2 * K_SLICE / DOT_PACK * NR);
+  I* tiles = reinterpret_cast<I*>(scratch.get<int32_t>(halves * rows * 2 * W));
   F* results[2] = {reinterpret_cast<F*>(tiles), nullptr};
   if (call.gated) results[1] = results[0] + 2 * rows;
   for (int64_t p = first; p < last; p++) {
@@ -137,7 +124,7 @@ void panels_task(const LinearCall& call, const Int8Panel& shape, const Level* le
       const char* panel = packed + (p * halves + h) * shape.bytes;
       I* tile = tiles + h * 2 * rows;
       panel_product(levels + row0 * padded, padded, Int8Panel::levels(panel), shape.steps, rows,
-                    tile, expanded);
+                    tile);
       scale_tile(tile, panel, row_scales + row0, rows);
     }
     epilogue(results[0], results[1], int(rows), row0, p * NR);

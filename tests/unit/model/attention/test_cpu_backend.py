@@ -92,6 +92,31 @@ def test_long_rows_are_split_and_merged(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("page_size", [8, 16, 24, 32])
+@pytest.mark.parametrize("num_kv_heads", [1, 3])
+def test_long_rows_are_read_in_several_streams(
+    kernels: Kernels, dtype: torch.dtype, page_size: int, num_kv_heads: int
+) -> None:
+    """Rows of many tiles, whose scores grow by more than outputs are let to before a rescale."""
+    factor = 8
+    for options in ({}, {"sliding_window": 700}, {"sliding_window": 2000}, {"logit_softcap": 30.0}):
+        case = make_case(
+            seed=11,
+            prefill=[(900, 2)],
+            decode=[1201, 640],
+            page_size=page_size,
+            num_kv_heads=num_kv_heads,
+            group_size=3,
+            head_dim=64,
+            **options,
+        )
+        case.queries *= factor
+        case = case.rounded_to(dtype)
+        # Rounding of scores, and so of what is relative to them, grows with the queries.
+        check_oracle(case, making(dtype, kernels), dtype, factor * TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_repeated_step_gives_the_same_bits(kernels: Kernels, dtype: torch.dtype) -> None:
     """Whichever thread takes an item, and in whatever order."""
     before = torch.get_num_threads()

@@ -8,13 +8,25 @@ namespace toka {
 
 // Vectors that M rows are multiplied by at once: as many sums as the registers hold beside a vector
 // and its factors, and enough of them that additions don't wait for one another.
-constexpr int streamed_vectors(int rows) {
+constexpr int streamed_vectors(int rows, int64_t pack) {
 #if defined(__AVX512F__)
+  (void)pack;
   return rows <= 6 ? 4 : 2;
 #elif defined(__AVX2__)
-  return rows == 1 ? 8 : rows == 2 ? 4 : rows == 3 ? 3 : 2;
+  return rows == 1 ? 8 : rows == 2 ? 4 : rows == 3 && pack == 1 ? 3 : 2;
 #else
+  (void)pack;
   return rows == 1 ? 4 : 1;
+#endif
+}
+
+// Sums that a product's terms are divided among: with few of them, odd and even elements have their
+// own, so that additions don't wait for one another.
+constexpr int num_sums(int rows, int vectors, int64_t pack) {
+#if defined(__AVX2__)
+  return !HAS_BF16_DOT && pack == 2 && rows * vectors <= 6 ? 2 : 1;
+#else
+  return 1;
 #endif
 }
 
@@ -41,24 +53,22 @@ TOKA_INLINE void add_products(F (&acc)[M][N], Factor&& factor, Vector&& vector) 
   }
 }
 
-// As many bytes as a step reads are fetched at each step, from `ahead` on.
-template <int M, int N>
+// `fetch(k)` brings into the cache what step k is to fetch.
+template <int M, int N, class Fetches>
 TOKA_INLINE void multiply_vectors(const float* a, ptrdiff_t lda, const float* const (&b)[N],
-                                  ptrdiff_t ldb, int steps, F (&acc)[M][N], const char* ahead) {
-  const Fetch<N * W * 4> fetch{ahead};
+                                  ptrdiff_t ldb, int steps, F (&acc)[1][M][N], Fetches fetch) {
   for (int k = 0; k < steps; k++) {
     fetch(k);
     add_products(
-        acc, [&](int m) { return splat(a[m * lda + k]); },
+        acc[0], [&](int m) { return splat(a[m * lda + k]); },
         [&](int n) { return load(b[n] + k * ldb); });
   }
 }
 
-template <int M, int N>
+template <int M, int N, class Fetches>
 TOKA_INLINE void multiply_vectors(const Operand<bf16>::A* a, ptrdiff_t lda,
                                   const bf16* const (&b)[N], ptrdiff_t ldb, int steps,
-                                  F (&acc)[M][N], const char* ahead) {
-  const Fetch<N * W * 4> fetch{ahead};
+                                  F (&acc)[num_sums(M, N, 2)][M][N], Fetches fetch) {
   for (int k = 0; k < steps; k++) {
     fetch(k);
 #if defined(__AVX512BF16__)
@@ -71,15 +81,15 @@ TOKA_INLINE void multiply_vectors(const Operand<bf16>::A* a, ptrdiff_t lda,
     for (int n = 0; n < N; n++) {
       const __m512bh bk = load_as<__m512bh>(b[n] + 2 * k * ldb);
       for (int m = 0; m < M; m++)
-        acc[m][n] = (F)_mm512_dpbf16_ps((__m512)acc[m][n], factors[m], bk);
+        acc[0][m][n] = (F)_mm512_dpbf16_ps((__m512)acc[0][m][n], factors[m], bk);
     }
 #else
     const auto pairs = [&](int n) { return load_as<U>(b[n] + 2 * k * ldb); };
     add_products(
-        acc, [&](int m) { return splat(a[m * lda + 2 * k]); },
+        acc[0], [&](int m) { return splat(a[m * lda + 2 * k]); },
         [&](int n) { return pair_lo(pairs(n)); });
     add_products(
-        acc, [&](int m) { return splat(a[m * lda + 2 * k + 1]); },
+        acc[num_sums(M, N, 2) - 1], [&](int m) { return splat(a[m * lda + 2 * k + 1]); },
         [&](int n) { return pair_hi(pairs(n)); });
 #endif
   }

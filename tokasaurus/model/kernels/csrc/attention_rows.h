@@ -17,6 +17,16 @@ namespace toka {
 
 // Keys of a tile at most.
 constexpr int64_t TILE = 64;
+// How far, in powers of two, scores may be above what they are taken relative to: sums stay exact,
+// as they are floats, and outputs seldom need to be rescaled.
+constexpr float HEADROOM = 8.0f;
+
+// Whether every token of the item sees all of keys [begin, end).
+inline bool sees_all(const AttentionCall& call, const Item& item, int64_t begin, int64_t end) {
+  if (item.position0 < 0) return true;
+  const int64_t last = item.position0 + item.num_tokens - 1;
+  return end <= item.position0 + 1 && (call.window == 0 || last - call.window < begin);
+}
 
 template <class T>
 class QueryRows {
@@ -63,22 +73,12 @@ class QueryRows {
   float* output(int64_t i) { return output_ + i * padded_; }
 
   // Scores of keys [begin, end) of rows [first, last) become probabilities; outputs so far are
-  // rescaled where a maximum grew.
+  // rescaled where a score is far above all that came before.
   void softmax(int64_t first, int64_t last, int64_t begin, int64_t end) {
-    for (int64_t i = first; i < last; i++) {
-      int64_t visible_end = end, visible_begin = begin;
-      if (item_->position0 >= 0) {
-        const int64_t position = item_->position0 + i % per_head_ / group_;
-        visible_end = std::min(end, position + 1);
-        if (call_.window > 0) visible_begin = std::max(begin, position - call_.window + 1);
-      }
-      if (as_floats_)
-        softmax_of(i, visible_begin - begin, visible_end - begin, end - begin,
-                   probabilities_ + i * TILE);
-      else
-        softmax_of(i, visible_begin - begin, visible_end - begin, end - begin,
-                   reinterpret_cast<A*>(probabilities_) + i * TILE);
-    }
+    if (as_floats_)
+      softmax_into(probabilities_, first, last, begin, end);
+    else
+      softmax_into(reinterpret_cast<A*>(probabilities_), first, last, begin, end);
   }
 
   // The item is done: its outputs, or what it adds to them.
@@ -129,10 +129,29 @@ class QueryRows {
     }
   }
 
+  template <class P>
+  void softmax_into(P* probabilities, int64_t first, int64_t last, int64_t begin, int64_t end) {
+    if (end - begin == TILE && sees_all(call_, *item_, begin, end) && call_.softcap == 0) {
+      const float scale = call_.scale * LOG2_E;
+      for (int64_t i = first; i < last; i++) softmax_of(i, TILE, scale, probabilities + i * TILE);
+      return;
+    }
+    for (int64_t i = first; i < last; i++) {
+      int64_t visible_end = end, visible_begin = begin;
+      if (item_->position0 >= 0) {
+        const int64_t position = item_->position0 + i % per_head_ / group_;
+        visible_end = std::min(end, position + 1);
+        if (call_.window > 0) visible_begin = std::max(begin, position - call_.window + 1);
+      }
+      softmax_masked(i, visible_begin - begin, visible_end - begin, end - begin,
+                     probabilities + i * TILE);
+    }
+  }
+
   // Row i, which sees columns [visible_begin, visible_end) of the tile's `count`.
   template <class P>
-  TOKA_INLINE void softmax_of(int64_t i, int64_t visible_begin, int64_t visible_end, int64_t count,
-                              P* probabilities) {
+  void softmax_masked(int64_t i, int64_t visible_begin, int64_t visible_end, int64_t count,
+                      P* probabilities) {
     const int64_t columns = (count + W - 1) / W * W;
     if (visible_begin >= visible_end) {
       for (int64_t c = 0; c < columns; c += W) store(probabilities + c, F{});
@@ -146,20 +165,26 @@ class QueryRows {
       cap_scores(s, columns, call_.scale / call_.softcap, call_.softcap);
       scale = LOG2_E;
     }
+    softmax_of(i, columns, scale, probabilities);
+  }
+
+  template <class P>
+  TOKA_INLINE void softmax_of(int64_t i, int64_t columns, float scale, P* probabilities) {
+    const float* s = scores_ + i * TILE;
     F largest = splat(NEG_INF);
     for (int64_t c = 0; c < columns; c += W) largest = vmax(largest, load(s + c) * scale);
-    const float new_max = std::max(max_[i], reduce_max(largest));
-    F sum{};
+    if (__builtin_expect(any_above(largest, max_[i] + HEADROOM), 0)) rescale(i, reduce_max(largest));
+    const float top = max_[i];
+    F sum = load(sums_ + i * W);
     for (int64_t c = 0; c < columns; c += W) {
-      const F p = exp2_of_difference(load(s + c) * scale, new_max);
+      const F p = exp2_of_difference(load(s + c) * scale, top);
       sum += p;
       store(probabilities + c, p);
     }
-    if (new_max > max_[i]) rescale(i, new_max);
-    store(sums_ + i * W, load(sums_ + i * W) + sum);
+    store(sums_ + i * W, sum);
   }
 
-  void rescale(int64_t i, float new_max) {
+  __attribute__((noinline)) void rescale(int64_t i, float new_max) {
     if (max_[i] != NEG_INF) {
       const float factor = std::exp2(max_[i] - new_max);
       float* o = output_ + i * padded_;

@@ -9,8 +9,8 @@ namespace toka {
 
 constexpr float LOG2_E = 1.44269504088896341f;
 
-// 2^(x - largest), relative error 1e-7, for x <= largest but for rounding. Below 2^-126 it is 0; NaN
-// stays NaN.
+// 2^(x - largest), relative error 1e-7, for x up to some powers of two above `largest`. Below 2^-126
+// it is 0; NaN stays NaN.
 TOKA_INLINE F exp2_of_difference(F x, float largest) {
   const F t = vmax(splat(-127.0f), x - largest);  // in this order NaN stays
   const F magic = splat(12582912.0f + 127.0f);    // 1.5 * 2^23: adding it rounds to an integer
@@ -24,6 +24,15 @@ TOKA_INLINE F exp2_of_difference(F x, float largest) {
   p = p * r + 1.0f;
   // The low bits of `shifted` are the exponent's field of the power of two; that of 2^-127 is 0.
   return p * (F)((U)shifted << 23);
+}
+
+// Whether any lane is greater.
+TOKA_INLINE bool any_above(F x, float limit) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  return _mm256_movemask_ps((__m256)(F)(x > splat(limit))) != 0;
+#else
+  return reduce_max(x) > limit;
+#endif
 }
 
 // scores = cap * tanh(scores * scale); -inf stays.

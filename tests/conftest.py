@@ -30,10 +30,14 @@ def _own_noise() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_of_the_shells(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Engines of tests keep their files to themselves, have no key and are behind no proxy."""
+    """Engines of tests keep their files to themselves, have no key, are behind no proxy, and trace
+    and paint as the tests say."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         patch.setenv("NO_PROXY", "127.0.0.1,localhost")
         patch.setenv("no_proxy", "127.0.0.1,localhost")
         patch.delenv("TOKASAURUS_API_KEY", raising=False)
+        patch.setenv("COLUMNS", "80")
+        for name in [name for name in os.environ if name.startswith("OTEL_")]:
+            patch.delenv(name)
         yield

@@ -41,13 +41,16 @@ def prepare(prompts: Any, params: Any = None) -> list[list[int]]:
         (np.array([[1, 2], [3, 4]]), [[1, 2], [3, 4]]),
         ([np.array([1, 2])], [[1, 2]]),
         ([np.int64(5)], [[5]]),
-        (iter(["a", "b"]), [[0], [1]]),
         ([], []),
     ],
     ids=repr,
 )
 def test_forms_of_prompts(prompts: Any, token_ids: list[list[int]]) -> None:
     assert prepare(prompts) == token_ids
+
+
+def test_prompts_may_come_one_by_one() -> None:
+    assert prepare(iter(["a", "b"])) == [[0], [1]]
 
 
 def test_text_is_kept() -> None:

@@ -37,6 +37,7 @@ def statsd_paths(metric: Metric) -> list[str]:
     return [f"stats.gauges.tokasaurus.{name}.{suffix}" for suffix in HISTOGRAM_SUFFIXES]
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 def test_prometheus_queries_name_what_is_shown() -> None:
     named = {
         name

@@ -27,7 +27,11 @@ def test_port_in_use() -> None:
             bind_socket("127.0.0.1", port)
 
 
-def test_no_address_of_this_machine() -> None:
+def test_no_address_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody_knows(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", nobody_knows)
     with pytest.raises(ConfigError, match="host 'not an address'"):
         bind_socket("not an address", 0)
 

@@ -82,10 +82,14 @@ def test_service_name_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
     assert collector.resources[0]["service.name"] == "mine"
 
 
-def test_nobody_has_to_listen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_has_to_listen(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What can't be sent is given up: `close` comes back, and the log says why."""
     monkeypatch.setattr(tracing, "_EXPORT_TIMEOUT_SECONDS", 0.2)
     with collecting() as collector:
         url = collector.url
     tracer = RequestTracer(url, model_name="m", instance="i")
     tracer.begin("chat", {}, {}).end_response(200)
     tracer.close()
+    assert "Failed to export" in caplog.text

@@ -1,6 +1,7 @@
 """What a collector receives of requests to a whole server."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -9,7 +10,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from tests.otlp_collector import Collector, attributes_of, collecting
 from tests.unit.server.tiny_server import ANSWER_IDS, TinyServer, run
-from tokasaurus.observability.tracing import RequestTracer
+from tokasaurus.observability import tracing
+from tokasaurus.observability.tracing import RequestTracer, SampleTimes
 from tokasaurus.server.sampling_params import SamplingParams
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -19,7 +21,8 @@ TRACEPARENT = f"00-{TRACE_ID}-{PARENT_ID}-01"
 
 def traced(test: Callable[[TinyServer], Awaitable[None]]) -> Collector:
     """Run a test against a server with a tracer; what was collected once all has ended."""
-    with collecting() as collector:
+    with pytest.MonkeyPatch.context() as patch, collecting() as collector:
+        patch.setattr(tracing, "_EXPORT_TIMEOUT_SECONDS", 60.0)
         tracer = RequestTracer(collector.url, model_name="tiny", instance="server0")
         run(test, tracer=tracer)
         tracer.close()
@@ -184,7 +187,24 @@ def _prompt() -> Any:
 
 
 @pytest.mark.parametrize("status", [200, 500])
-def test_the_number_of_open_samples_is_counted(status: int) -> None:
+def test_the_number_of_open_samples_is_counted(
+    status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracing, "_EXPORT_TIMEOUT_SECONDS", 60.0)
+    now = time.monotonic()
+    sample = SampleTimes(
+        index=0,
+        submitted_at=now,
+        queue_seconds=1.0,
+        first_token_at=now + 2.0,
+        ended_at=now + 3.0,
+        num_prompt_tokens=1,
+        num_cached_tokens=0,
+        num_output_tokens=4,
+        num_preemptions=0,
+        preempted=[],
+        finish_reason="stop",
+    )
     with collecting() as collector:
         tracer = RequestTracer(collector.url, model_name="m", instance="i")
         trace = tracer.begin("chat", {}, {})
@@ -192,4 +212,10 @@ def test_the_number_of_open_samples_is_counted(status: int) -> None:
         trace.end_response(status)
         tracer._provider.force_flush()
         assert not collector.spans
+        trace.end_sample(sample)
         tracer.close()
+    [root] = collector.roots()
+    assert len(collector.children_of(root)) == 3
+    seen = attributes_of(root.attributes)
+    assert seen["http.response.status_code"] == status
+    assert seen["gen_ai.usage.output_tokens"] == 4

@@ -1,5 +1,6 @@
 """Layers of all ranks together hold each weight once and compute what one with all of it does."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,9 @@ def test_an_mlp_is_divided(form: str, bias: bool, tmp_path: Path) -> None:
     down_parts = {"all": down, **({"all_bias": down_bias} if bias else {})}
     save_file(down_parts, tmp_path / "down" / "x")
 
+    # 8 terms of up to about 40, each right to a few times 2**-24, may cancel
+    assert_close = partial(torch.testing.assert_close, atol=1e-4, rtol=1e-5)
+
     @torch.inference_mode()
     def run(ranks: RankGroup) -> tuple[torch.Tensor, int]:
         spec = tensors(ranks.rank, size, ranks)
@@ -101,12 +105,12 @@ def test_an_mlp_is_divided(form: str, bias: bool, tmp_path: Path) -> None:
         gate_half, up_half = gate_up(x).chunk(2, dim=-1)
         plain = last(torch.relu(gate_half) * up_half)
         last.finish_loading(lambda weight, bias: lambda x: torch.nn.functional.linear(x, weight))
-        torch.testing.assert_close(last(torch.relu(gate_half) * up_half), plain)
+        assert_close(last(torch.relu(gate_half) * up_half), plain)
         return plain, num_bytes
 
     results = on_ranks(size, run)
     for actual, _ in results:
-        torch.testing.assert_close(actual, expected)
+        assert_close(actual, expected)
     whole = gate.numel() + up.numel() + down.numel() + (size * D if bias else 0)
     assert sum(num_bytes for _, num_bytes in results) == 4 * whole
 

@@ -1,9 +1,14 @@
 """Which processes an engine has, and how many threads each may use."""
 
+import os
+from pathlib import Path
+
+import psutil
 import pytest
 
 from tokasaurus.config.engine_config import EngineConfig
 from tokasaurus.ipc.addresses import Addresses
+from tokasaurus.launch import cpu_share
 from tokasaurus.launch.cpu_share import thread_environment, usable_cores
 from tokasaurus.launch.topology import SERVER_NAME, ProcessSpec, build_topology
 
@@ -86,8 +91,18 @@ def test_others_have_one_thread_whatever_the_environment_says() -> None:
     assert set(added.values()) == {"1"}
 
 
-def test_there_is_a_core() -> None:
-    assert usable_cores() >= 1
+@pytest.mark.parametrize(
+    ("limit", "cores"),
+    [("max 100000", 6), ("300000 100000", 3), ("10000 100000", 1), ("900000 100000", 6)],
+)
+def test_cores_are_those_of_affinity_and_container(
+    limit: str, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpu.max").write_text(limit)
+    monkeypatch.setattr(cpu_share, "_CGROUP_CPU_LIMIT", tmp_path / "cpu.max")
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical: 16 if logical else 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    assert usable_cores() == cores
 
 
 def test_waiting_threads_of_workers_give_their_core_up() -> None:

@@ -1,11 +1,15 @@
 """Sizing of the KV cache."""
 
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
 from tokasaurus.errors import ConfigError
+from tokasaurus.worker import memory
 from tokasaurus.worker.memory import KVRequest, choose_num_blocks, free_device_bytes
 
 GIB = 1 << 30
@@ -39,5 +43,15 @@ def test_no_room_at_all_names_the_options() -> None:
         choose_num_blocks(REQUEST, 1 << 20, "cuda")
 
 
-def test_free_memory_is_measured() -> None:
-    assert free_device_bytes(torch.device("cpu")) > 0
+@pytest.mark.parametrize(
+    ("limit", "free"), [("max", 8 * GIB), (6 * GIB, 3 * GIB), (1 * GIB, 0), (90 * GIB, 8 * GIB)]
+)
+def test_free_memory_is_the_machines_or_what_the_container_leaves(
+    limit: object, free: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    (tmp_path / "memory.current").write_text(f"{4 * GIB}\n")
+    (tmp_path / "memory.stat").write_text(f"anon {3 * GIB}\ninactive_file {GIB}\n")
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=8 * GIB))
+    assert free_device_bytes(torch.device("cpu")) == free

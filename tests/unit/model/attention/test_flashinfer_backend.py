@@ -187,7 +187,7 @@ def test_it_must_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
         FlashInferBackend((), page_size=4, dtype=BF16, device=CPU)
 
 
-def test_an_empty_table_is_no_row() -> None:
+def test_a_lone_decode_has_neither_prefill_nor_prefix() -> None:
     batch = AttentionBatch(
         num_prefill_rows=0,
         query_lens=np.ones(1, np.int32),
@@ -197,5 +197,8 @@ def test_an_empty_table_is_no_row() -> None:
         slot_mapping=np.zeros(1, np.int64),
     )
     plan = plan_attention(batch, 4, 0)
+    assert plan.decode is not None
+    assert plan.decode.num_rows == plan.decode.num_queries == 1
+    assert plan.num_prefill_tokens == 0
     assert plan.prefill is None
     assert plan.prefix is None

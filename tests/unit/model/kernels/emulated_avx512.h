@@ -107,6 +107,12 @@ inline __m512i cvtepi8_epi32(const __m128i& a) {
   for (int i = 0; i < 16; i++) result[i] = x[i];
   return result;
 }
+inline __m512i cvtepu16_epi32(const __m256i& a) {
+  Lanes<uint16_t, 32> x(a);
+  Lanes<int32_t, 64> result;
+  for (int i = 0; i < 16; i++) result[i] = x[i];
+  return result;
+}
 inline __m256i cvtepi32_epi16(const __m512i& a) {
   Lanes<int32_t, 64> x(a);
   Lanes<int16_t, 32> result;
@@ -168,6 +174,7 @@ inline __m512 dpbf16_ps(const __m512& sum, const __m512bh& a, const __m512bh& b)
 #define _mm512_cvtepi32_ps emulated::cvtepi32_ps
 #define _mm512_cvtps_epi32 emulated::cvtps_epi32
 #define _mm512_cvtepi8_epi32 emulated::cvtepi8_epi32
+#define _mm512_cvtepu16_epi32 emulated::cvtepu16_epi32
 #define _mm512_cvtepi32_epi16 emulated::cvtepi32_epi16
 #define _mm512_cvtepi32_epi8 emulated::cvtepi32_epi8
 #endif

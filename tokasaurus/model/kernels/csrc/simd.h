@@ -59,9 +59,17 @@ TOKA_INLINE void store(float* p, F v) { std::memcpy(p, &v, sizeof(F)); }
 TOKA_INLINE F pair_lo(U pairs) { return (F)(pairs << 16); }
 TOKA_INLINE F pair_hi(U pairs) { return (F)(pairs & splat_u(0xffff0000u)); }
 
-TOKA_INLINE F load(const bf16* p) {
-  return (F)(__builtin_convertvector(load_as<U16>(p), U) << 16);
+TOKA_INLINE U widen(U16 v) {
+#if defined(__AVX512F__)
+  return (U)_mm512_cvtepu16_epi32((__m256i)v);
+#elif defined(__AVX2__)
+  return (U)_mm256_cvtepu16_epi32((__m128i)v);  // by name: compilers take the two halves apart
+#else
+  return __builtin_convertvector(v, U);
+#endif
 }
+
+TOKA_INLINE F load(const bf16* p) { return (F)(widen(load_as<U16>(p)) << 16); }
 
 TOKA_INLINE float to_float(float x) { return x; }
 TOKA_INLINE float to_float(bf16 x) {

@@ -52,8 +52,7 @@ TOKA_INLINE void store_operands(float* out, F even, F odd) {
   bf16 halves[2][W];
   store(halves[0], even);
   store(halves[1], odd);
-  const U pairs = __builtin_convertvector(load_as<U16>(halves[0]), U) |
-                  __builtin_convertvector(load_as<U16>(halves[1]), U) << 16;
+  const U pairs = widen(load_as<U16>(halves[0])) | widen(load_as<U16>(halves[1])) << 16;
   std::memcpy(static_cast<void*>(out), &pairs, sizeof(U));
 }
 

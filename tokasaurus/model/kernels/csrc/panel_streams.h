@@ -12,6 +12,9 @@ namespace toka {
 constexpr int64_t AHEAD_BYTES = 320 * 1024;
 
 class PanelShare {
+  static constexpr int64_t PAGE = 4096;
+  static constexpr int64_t LONG_STREAM = 16;  // steps, of which one more doesn't matter
+
  public:
   PanelShare(const LinearCall& call, int owner, int num_threads) {
     const int64_t panels = num_panels(call.out_features, false);
@@ -19,6 +22,9 @@ class PanelShare {
     size_ = (owner + 1) * panels / num_threads - first_;
     const int64_t at_once = panels_at_once(call.num_rows);
     steps_ = round_up(size_, at_once) / at_once;
+    // Streams that run over the same sets of the caches side by side drive one another out.
+    const int64_t bytes = packed_bytes(NR, call.in_features, call.gated, call.type, call.format);
+    if (steps_ >= LONG_STREAM && steps_ * bytes % PAGE == 0) steps_++;
   }
 
   int64_t steps() const { return steps_; }

@@ -41,6 +41,28 @@ def test_equals_the_shared_decoder(features: str, flavour: str) -> None:
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
+@torch.inference_mode()
+def test_wide_layers_of_two_rows(flavour: str) -> None:
+    """Long streams of panels by several threads, and sums that are added to where they lie."""
+    model = make_decoder(torch.float32, hidden_size=1536, num_layers=1)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 2 and "embedding" not in name:
+            parameter.data /= 8
+    reference, backend = backends(model, flavour, torch.float32)
+    expected = logits_of_two_steps(model, reference)
+    fast = with_cpu_kernels(model, backend)
+    assert isinstance(fast, FusedDecoder)
+    before = torch.get_num_threads()
+    try:
+        for num_threads in (1, 2, 3):
+            torch.set_num_threads(num_threads)
+            actual = logits_of_two_steps(fast, backend)
+            torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
 @pytest.mark.parametrize(
     ("features", "quantization"),
     [

@@ -1,7 +1,7 @@
 // The query rows of one item: their operands, running softmax and outputs; memory of one thread.
 //
-// Rows are ordered by KV head, token, and query head of the group. Maxima are of scores in powers of
-// two: scores times log2(e).
+// Rows are ordered by KV head, token, and query head of the group. Maxima are of scores in powers
+// of two: scores times log2(e).
 #pragma once
 
 #include <algorithm>
@@ -173,7 +173,8 @@ class QueryRows {
     const float* s = scores_ + i * TILE;
     F largest = splat(NEG_INF);
     for (int64_t c = 0; c < columns; c += W) largest = vmax(largest, load(s + c) * scale);
-    if (__builtin_expect(any_above(largest, max_[i] + HEADROOM), 0)) rescale(i, reduce_max(largest));
+    if (__builtin_expect(any_above(largest, max_[i] + HEADROOM), 0))
+      rescale(i, reduce_max(largest));
     const float top = max_[i];
     F sum = load(sums_ + i * W);
     for (int64_t c = 0; c < columns; c += W) {

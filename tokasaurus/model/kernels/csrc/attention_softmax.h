@@ -9,8 +9,8 @@ namespace toka {
 
 constexpr float LOG2_E = 1.44269504088896341f;
 
-// 2^(x - largest), relative error 1e-7, for x up to some powers of two above `largest`. Below 2^-126
-// it is 0; NaN stays NaN.
+// 2^(x - largest), relative error 1e-7, for x up to some powers of two above `largest`. Below
+// 2^-126 it is 0; NaN stays NaN.
 TOKA_INLINE F exp2_of_difference(F x, float largest) {
   const F t = vmax(splat(-127.0f), x - largest);  // in this order NaN stays
   const F magic = splat(12582912.0f + 127.0f);    // 1.5 * 2^23: adding it rounds to an integer

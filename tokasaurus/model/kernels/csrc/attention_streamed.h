@@ -30,9 +30,9 @@ struct FetchInTurns {
   }
 };
 
-// Walks over blocks, a round at a time: the lines that the steps of a short product fetch. Whole blocks
-// that lie one after the other are one stream; others are streams of their own, which take turns
-// within a round, as the machine itself reads ahead of several streams if each of them is slow.
+// Walks over blocks, a round at a time: the lines that the steps of a short product fetch. Whole
+// blocks that lie one after the other are one stream; others are streams of their own, which take
+// turns within a round, as the machine itself reads ahead of several streams if each is slow.
 class FetchAhead {
  public:
   static constexpr int MOST_STEPS = 8;  // of a round
@@ -187,7 +187,8 @@ class StreamedTiles {
     const int64_t tiles = (item.kv_end - item.kv_begin) / tile_keys;
     const int64_t end = item.kv_begin + tiles * tile_keys;
     const bool divides = tile_keys > shape_.page_size && item.kv_begin % shape_.page_size == 0;
-    const bool in_turns = divides && tiles >= LEAST_TILES && sees_all(call_, item, item.kv_begin, end);
+    const bool in_turns =
+        divides && tiles >= LEAST_TILES && sees_all(call_, item, item.kv_begin, end);
     return {tile_keys, in_turns ? tiles : 0};
   }
 
@@ -210,8 +211,8 @@ class StreamedTiles {
     return blocks;
   }
 
-  void start_keys(FetchAhead& ahead, const Item& item, const HeadsOfBlocks& keys, const Order& order,
-                  int64_t begin) const {
+  void start_keys(FetchAhead& ahead, const Item& item, const HeadsOfBlocks& keys,
+                  const Order& order, int64_t begin) const {
     const Blocks blocks = blocks_of(item, order, begin, end_of_tile(item, begin));
     ahead.start(keys, blocks.ids + blocks.skipped, blocks.count - blocks.skipped, step_bytes());
   }
@@ -254,7 +255,8 @@ class StreamedTiles {
       const T* v = block_of(values_, blocks.ids[i]) + offset * rows_.padded();
       const int64_t last = std::min(page - offset, count - done);
       for (int64_t t = 0; t < last; t += W) vectors_[num_vectors_++] = k + t * PACK;
-      for (int64_t t = 0; t < last; t += round_ * PACK) pieces_[num_pieces_++] = v + t * rows_.padded();
+      for (int64_t t = 0; t < last; t += round_ * PACK)
+        pieces_[num_pieces_++] = v + t * rows_.padded();
       done += last;
     }
     tail_ = int(count % (round_ * PACK));
@@ -319,7 +321,7 @@ class StreamedTiles {
       const A* probabilities = p;
       for (int i = 0; i < num_pieces_; i++) {
         const T* values = pieces_[i] + offset;
-        asm("" : "+r"(values));  // hides that it is a sum, which would be made again for each column
+        asm("" : "+r"(values));  // hides that it is a sum, which each column would make again
         const T* columns[N];
         for (int n = 0; n < N; n++) columns[n] = values + n * W * PACK;
         multiply_vectors(probabilities, TILE, columns, padded, round_, sums.parts,
@@ -368,8 +370,8 @@ class StreamedTiles {
   HeadsOfBlocks keys_{}, values_{};
   Order order_{};
   int num_vectors_ = 0, num_pieces_ = 0, tail_ = 0;
-  // The tile's vectors of keys, and values of a round's keys each, in the first head; what `tail_` keys
-  // are left for lies behind the last whole piece.
+  // The tile's vectors of keys, and values of a round's keys each, in the first head; what `tail_`
+  // keys are left for lies behind the last whole piece.
   const T* vectors_[TILE / W];
   const T* pieces_[TILE / 8];
 };

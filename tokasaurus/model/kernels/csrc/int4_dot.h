@@ -124,7 +124,7 @@ struct Int4ByLevels {
     if (s < steps) add(s, int(steps - s));
   }
 
-  // Adds what a group comes to: `sum` of its products, and its minimum times the sum of its numbers.
+  // Adds what a group comes to: `sum` of products, and its minimum times the sum of its numbers.
   static TOKA_INLINE void add_group(F& total, I sum, U grid, const float* of_group) {
     total += pair_hi(grid) * of_group[1];
     total += __builtin_convertvector(sum, F) * (pair_lo(grid) * of_group[0]);

@@ -1,5 +1,6 @@
-// Integer products in registers: C[M][N] += A[M][K] * B[K][N] of signed 8-bit levels, summed in
-// int32 without rounding or saturation, so that every flavour gives the same integers.
+// Integer products in registers: C[M][N] += A[M][K] * B[K][N] of signed 8-bit levels, of A also
+// 16-bit ones where it holds as many, summed in int32 without rounding or saturation, so that every
+// flavour gives the same integers.
 //
 // B is a panel of NR columns in steps of DOT_PACK consecutive k: [K / DOT_PACK][NR][DOT_PACK].
 // How a row of A is held depends on the instructions:
@@ -138,7 +139,8 @@ TOKA_INLINE I to_nearest(F x) {
 #endif
 }
 
-// W levels in the form that `dot` takes; `levels` are from -127 to 127.
+// W levels in the form that `dot` takes. They are from -127 to 127, or fit into 16 bits where A's
+// levels have as many.
 TOKA_INLINE void store_levels(Level* out, I levels) {
   levels += splat_i(LEVEL_OFFSET);
 #if defined(__AVX512F__) && defined(TOKA_INT16_PAIRS)

@@ -246,9 +246,7 @@ Ahead linear_ahead(const Team& team, const LinearCall& call) {
   ahead.start = static_cast<const char*>(call.packed) + share.panel(0) * bytes;
   ahead.distance = share.distance() * bytes;
   ahead.runs = share.streams(0);
-  // The last of the streams may be a panel shorter than the others.
-  const int64_t panels = share.steps() - (share.streams(share.steps() - 1) < ahead.runs);
-  ahead.bytes = std::min(panels * bytes, AHEAD_BYTES / ahead.runs);
+  ahead.bytes = std::min(share.shortest() * bytes, AHEAD_BYTES / ahead.runs);
   return ahead;
 }
 

@@ -55,7 +55,7 @@ TOKA_INLINE void add_product(const Level* a, int64_t lda, const int8_t* b, int64
                              I* tile) {
   add_to_tile(rows, tile, [&](auto& acc, int v) TOKA_ALWAYS {
     constexpr int M = std::extent_v<std::remove_reference_t<decltype(acc)>>;
-    constexpr bool FEW = M <= MAX_STREAMING_ROWS;
+    constexpr bool FEW = M <= MAX_FETCHED_ROWS;
     multiply_levels<STREAMS && FEW>(a, lda, b + v * W * DOT_PACK, int(steps), acc);
   });
 }

@@ -20,7 +20,7 @@ void direct_rows(const Weights& weights, const char* panel, const float* a, int6
       constexpr int M = decltype(constant)::value;
       constexpr int N = Weights::template VECTORS<M>;
       for (int v = 0; v < 2; v += N)
-        weights.template multiply<M, N, M <= MAX_STREAMING_ROWS>(panel, a + m * lda, lda, v,
+        weights.template multiply<M, N, M <= MAX_FETCHED_ROWS>(panel, a + m * lda, lda, v,
                                                                  tile + 2 * m);
     });
 }

@@ -42,8 +42,9 @@ constexpr int MR = 4, NV = 1;
 #endif
 constexpr int NR = 2 * W;  // columns of a packed panel
 
-// More rows than this are limited by arithmetic, not by the stream of weights.
-constexpr int MAX_STREAMING_ROWS = 4;
+// More rows of a product with weights in few bits than this are limited by arithmetic, not by the
+// stream of weights: nothing is fetched ahead for them.
+constexpr int MAX_FETCHED_ROWS = 4;
 
 // Rows that are multiplied by panels at once, each panel a stream from memory.
 constexpr int MAX_STREAM_ROWS = 2;
@@ -74,8 +75,8 @@ struct FetchNothing {
   TOKA_INLINE void operator()(int) const {}
 };
 
-// How many bytes ahead a stream is fetched: a page, so that the next page's address is translated in
-// time too.
+// How many bytes ahead a stream is fetched: a page, so that the next page's address is translated
+// in time too.
 constexpr int STREAM_DISTANCE = 4096;
 
 // Of a panel whose steps are read one after the other.
@@ -84,8 +85,8 @@ TOKA_INLINE Fetch<BYTES> fetch_stream(const void* panel) {
   return {static_cast<const char*>(panel) + STREAM_DISTANCE};
 }
 
-// Rows of A, `stride` bytes apart, by a pointer for every three of them: more would not fit into the
-// registers, and x86 adds a stride or two for nothing.
+// Rows of A, `stride` bytes apart, by a pointer for every three of them: more would not fit into
+// the registers, and x86 adds a stride or two for nothing.
 template <int M>
 class RowPointers {
  public:
@@ -259,8 +260,8 @@ TOKA_INLINE void with_rows(int rows, Function&& f) {
   }
 }
 
-// Adds to tile[rows][2], the sums of a panel's columns: calls add(acc, v) on pieces of it, where acc
-// is [M][N] sums in registers, of the vectors from v on. LEAST <= rows <= MR.
+// Adds to tile[rows][2], the sums of a panel's columns: calls add(acc, v) on pieces of it, where
+// acc is [M][N] sums in registers, of the vectors from v on. LEAST <= rows <= MR.
 template <int LEAST = 1, class V, class Add>
 TOKA_INLINE void add_to_tile(int rows, V* tile, Add&& add) {
   constexpr int WIDE = 2;

@@ -1,8 +1,11 @@
 // A row or two times a packed weight: reading the weight is all that takes time.
 //
 // Every thread has a share of the panels, and reads it in as many streams as keep the memory busy.
-// A stream goes on from panel to panel until the share's end; a step takes one panel of each.
+// A stream goes on from panel to panel, the last one until the share's end; a step takes one panel
+// of each that is not at its end.
 #pragma once
+
+#include <cassert>
 
 #include "epilogue.h"
 
@@ -24,7 +27,7 @@ class PanelShare {
     steps_ = round_up(size_, at_once) / at_once;
     // Streams that run over the same sets of the caches side by side drive one another out.
     const int64_t bytes = packed_bytes(NR, call.in_features, call.gated, call.type, call.format);
-    if (steps_ >= LONG_STREAM && steps_ * bytes % PAGE == 0) steps_++;
+    if (at_once > 1 && steps_ >= LONG_STREAM && steps_ * bytes % PAGE == 0) steps_++;
   }
 
   int64_t steps() const { return steps_; }
@@ -32,6 +35,8 @@ class PanelShare {
   int64_t panel(int64_t step) const { return first_ + step; }
   int64_t distance() const { return steps_; }
   int64_t streams(int64_t step) const { return (size_ - step + steps_ - 1) / steps_; }
+  // Panels of the last stream, which may have fewer than the others.
+  int64_t shortest() const { return size_ - (streams(0) - 1) * steps_; }
 
  private:
   int64_t first_, size_, steps_;
@@ -61,6 +66,7 @@ void stream_panels(Team& team, const LinearCall& call, int64_t panel_bytes, Mult
   team.shares([&](int owner) { return share_of(owner).steps(); }, [&](int owner, int64_t step) {
     const PanelShare share = share_of(owner);
     const int64_t panel = share.panel(step), distance = share.distance();
+    assert(share.streams(step) >= 1 && "a step beyond the share's end");
     with_streams<panels_at_once(M)>(share.streams(step), [&](auto streams) TOKA_ALWAYS {
       constexpr int P = decltype(streams)::value;
       F sums[2][P][2 * M];

@@ -86,7 +86,9 @@ void pack_int8(const Column& column, int64_t c, char* panel) {
 void pack_int8_weights(const Column& column, int64_t c, char* panel) {
   int8_t* levels = const_cast<int8_t*>(Int8WeightsPanel::levels(panel));
   const_cast<float*>(Int8WeightsPanel::scales(panel))[c] =
-      round_to_int8(column, [&](int64_t k, int8_t level) { levels[Int8WeightsPanel::index(c, k)] = level; });
+      round_to_int8(column, [&](int64_t k, int8_t level) {
+        levels[Int8WeightsPanel::index(c, k)] = level;
+      });
 }
 
 void pack_int4_weights(const Column& column, int64_t c, int64_t group_size, char* panel) {

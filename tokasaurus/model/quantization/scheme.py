@@ -16,9 +16,9 @@ class WeightKind(IntEnum):
     INT8 = 1
     """int8 with a scale per output; activations are rounded to int8 with a scale per token."""
     INT8_WEIGHTS = 2
-    """int8 with a scale per output; activations stay as they are."""
+    """int8 with a scale per output; activations keep 16 bits or more."""
     INT4_WEIGHTS = 3
-    """4 bits with a scale and a minimum per output and group of inputs; activations stay."""
+    """4 bits with a scale and a minimum per output and group of inputs; activations as above."""
 
 
 @dataclass(frozen=True, slots=True)
